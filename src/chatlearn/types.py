@@ -1,0 +1,70 @@
+"""What travels between modules: batches, the ids that go beside them, and the names of the token fields.
+
+Shape legend, used as suffixes throughout: ``B`` samples, ``P`` prompt tokens, ``R`` response tokens, ``T = P + R`` tokens,
+``V`` vocabulary. Every tensor of a batch has the samples in its first dimension.
+
+Token fields of the ready-made modules:
+
+===================  ==========================================================================================
+``prompt``           list of B str
+``tokens``           ``[B, T]`` int64; prompt left-padded, then the response, right-padded
+``attention_mask``   ``[B, T]`` int64; 1 on every token that is not padding
+``response_mask``    ``[B, T]`` float32; 1 on sampled tokens, the end-of-sequence token included
+``logprobs``         ``[B, T]`` float32; log-probability of token t when it was sampled; position t belongs to token t
+``ref_logprobs``     ``[B, T]`` float32; the same under the reference model
+``values``           ``[B, T]`` float32; value of the state in which token t was chosen
+``advantages``       ``[B, T]`` float32
+``returns``          ``[B, T]`` float32
+``rewards``          ``[B]`` float32; one per sample
+``response``         list of B str
+``finished``         ``[B]`` bool; the response ended by itself, not at the length limit
+===================  ==========================================================================================
+
+All ``[B, T]`` float fields are 0 outside of the response.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+Batch: TypeAlias = dict[str, Any]
+"""``dict[str, Tensor | ndarray | list | nested dict of these]``, first dimension = samples."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampleIds:
+    """Who the rows of a batch are; travels beside the batch, never in it.
+
+    Attributes:
+        sample_ids: the sampler's position of each row, unique over a run.
+        group_ids: rows that answer the same prompt instance share one.
+        weight_version: version of the rollout weights that made the rows (0 = before any sync).
+    """
+
+    sample_ids: tuple[int, ...]
+    group_ids: tuple[int, ...]
+    weight_version: int = 0
+
+    def __len__(self) -> int:
+        return len(self.sample_ids)
+
+    def slice(self, start: int, stop: int) -> SampleIds:
+        """Ids of the rows ``start`` to ``stop``."""
+        return SampleIds(self.sample_ids[start:stop], self.group_ids[start:stop], self.weight_version)
+
+    def take(self, rows: Sequence[int]) -> SampleIds:
+        """Ids of the given rows, in the given order."""
+        return SampleIds(
+            tuple(self.sample_ids[row] for row in rows),
+            tuple(self.group_ids[row] for row in rows),
+            self.weight_version,
+        )
+
+
+def num_rows(batch: Batch) -> int:
+    """Number of samples of a batch (0 for an empty dict), read from its first value."""
+    for value in batch.values():
+        return num_rows(value) if isinstance(value, dict) else len(value)
+    return 0
