@@ -1,0 +1,171 @@
+"""Checkpoints of a run: complete or absent, written aside and renamed; ``latest`` is a pointer."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from chatlearn.checkpoint.files import load_state, read_json, save_state, sync_to_disk, write_json
+from chatlearn.errors import CheckpointError
+
+FORMAT = 1
+
+
+@dataclass
+class RunState:
+    """All counters and positions of a run.
+
+    Attributes:
+        episode: episodes that are complete.
+        position: the sampler's, in samples.
+        generation_batches: module -> generation batches that it has been given, over the whole run.
+        global_batches: training batches, over the whole run, all epochs counted.
+        weight_version: of the weights published last.
+    """
+
+    episode: int = 0
+    position: int = 0
+    generation_batches: dict[str, int] = field(default_factory=dict)
+    global_batches: int = 0
+    weight_version: int = 0
+
+
+class CheckpointStore:
+    """The folder ``checkpoints/`` of a run.
+
+    Args:
+        folder: made when the first checkpoint is written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def latest(self) -> Path | None:
+        """The newest complete checkpoint."""
+        pointer = self._folder / "latest"
+        if pointer.is_file():
+            found = self._folder / pointer.read_text(encoding="utf-8").strip()
+            if (found / "run.json").is_file():
+                return found
+        complete = sorted(path.parent for path in self._folder.glob("episode-*/run.json"))
+        return complete[-1] if complete else None
+
+    @contextmanager
+    def write(self, state: RunState, extra: dict[str, Any]) -> Iterator[Path]:
+        """Yields a folder to fill; afterwards it is the newest checkpoint. An exception leaves no trace of it."""
+        name = f"episode-{state.episode:06d}"
+        aside, final = self._folder / f".{name}.partial", self._folder / name
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        try:
+            yield aside
+            write_json(aside / "run.json", {"format": FORMAT, "state": asdict(state), **extra})
+            sync_to_disk(aside)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+        if final.exists():
+            shutil.rmtree(final)
+        aside.rename(final)
+        self._point_to(name)
+
+    def _point_to(self, name: str) -> None:
+        aside = self._folder / ".latest.partial"
+        aside.write_text(name + "\n", encoding="utf-8")
+        sync_to_disk(aside)
+        aside.rename(self._folder / "latest")
+        sync_to_disk(self._folder)
+
+
+def read_run_state(checkpoint: Path) -> tuple[RunState, dict[str, Any]]:
+    """The counters of a checkpoint, and what else ``run.json`` holds.
+
+    Raises:
+        CheckpointError: damaged, or of a format that this version does not know.
+    """
+    content = read_json(checkpoint / "run.json")
+    if content.get("format") != FORMAT:
+        raise CheckpointError(f"{checkpoint} has format {content.get('format')!r}; this version reads format {FORMAT}.")
+    return RunState(**content["state"]), content
+
+
+def remember_setup(module: Any, synced: bool) -> None:
+    """Runs beside a module after ``setup``: a state that never changes afterwards need not be saved."""
+    module.__dict__["_setup_fingerprint"] = _fingerprint(_state(module, synced))
+
+
+def save_module(module: Any, folder: str, iteration: int, trained: bool, synced: bool) -> bool:
+    """Runs beside a module: writes its state, and calls its own ``save_checkpoint``.
+
+    Args:
+        module: of any kind.
+        folder: of the checkpoint.
+        iteration: complete episodes.
+        trained: keep the whole state, changed or not.
+        synced: its ``model`` comes by parameter sync and need not be kept.
+
+    Returns:
+        Whether anything was written.
+    """
+    state = _state(module, synced)
+    if not trained and _fingerprint(state) == module.__dict__.get("_setup_fingerprint"):
+        state = {}
+    if state:
+        save_state(state, Path(folder) / module.name)
+    wrote = _own_files(module, "save_checkpoint", folder, iteration)
+    return bool(state) or wrote
+
+
+def load_module(module: Any, folder: str, iteration: int) -> None:
+    """Runs beside a module: takes back what :func:`save_module` wrote.
+
+    Raises:
+        CheckpointError: the state does not fit what ``setup()`` made.
+    """
+    stem = Path(folder) / module.name
+    if stem.with_name(stem.name + ".json").exists():
+        state = load_state(stem)
+        try:
+            module.load_state_dict(state)
+        except Exception as error:
+            raise CheckpointError(
+                f"{module.name}: the state in {folder} does not fit what setup() made: {error}. Resume with the model and optimizer of the run "
+                f"that was saved, or start a new run."
+            ) from error
+    _own_files(module, "load_checkpoint", folder, iteration)
+
+
+def _state(module: Any, synced: bool) -> dict[str, Any]:
+    state = module.state_dict()
+    return {name: value for name, value in state.items() if not (synced and name == "model")}
+
+
+def _fingerprint(value: Any) -> Any:
+    """Changes where a tensor was written to or replaced, or a plain value differs; reads no tensor's contents."""
+    if isinstance(value, torch.Tensor):
+        return value.data_ptr(), 0 if value.is_inference() else value._version, tuple(value.shape)
+    if isinstance(value, dict):
+        return {key: _fingerprint(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_fingerprint(part) for part in value]
+    return repr(value)
+
+
+def _own_files(module: Any, method: str, folder: str, iteration: int) -> bool:
+    function = getattr(module, method, None)
+    if function is None:
+        return False
+    own = Path(folder) / f"{module.name}.files"
+    own.mkdir(exist_ok=True)
+    module._context.checkpoint_path = own
+    try:
+        function(iteration)
+    finally:
+        module._context.checkpoint_path = None
+    return True

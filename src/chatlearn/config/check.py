@@ -1,0 +1,152 @@
+"""Everything that is wrong with a configuration, found at once.
+
+:func:`validate` checks what a configuration says by itself. What depends on the program (its modules and
+their own settings) is checked by :func:`check_models` and :func:`check_args`, whose problems the engine
+raises together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from chatlearn.config.problem import Problem, raise_problems
+from chatlearn.config.schema import Config, Path
+from chatlearn.config.tree import BROKEN, Mark, Tree, sources_of
+from chatlearn.config.values import split_names
+from chatlearn.config.wording import nearest, problems_from, unknown_key
+
+__all__ = ["Problem", "check_args", "check_models", "raise_problems", "validate"]
+
+
+def validate(tree: Tree, into: Config | None = None) -> Config:
+    """The configuration that a tree describes.
+
+    Args:
+        tree: What was given, with the problems of reading it.
+        into: The object to fill: one under construction. A new one is made if it is None.
+
+    Raises:
+        ConfigError: Lists all problems: those of reading, unknown keys, wrong types, and what does not fit.
+    """
+    config = Config.__new__(Config) if into is None else into
+    problems = [each for _, each in tree.problems]
+    if tree.data is BROKEN:
+        raise_problems(problems)
+    try:
+        # Not `Config(...)`: that calls this function.
+        BaseModel.__init__(config, **tree.data)
+    except ValidationError as error:
+        problems += problems_from(error.errors(include_url=False), Config, tree.data, tree.mark_at)
+    raise_problems(problems + _unknown_exports(tree))
+    config._sources.update(sources_of(config, tree))
+    return config
+
+
+def check_args(name: str, args_model: type[BaseModel] | None, config: Config) -> list[Problem]:
+    """Checks ``models.<name>.args`` against a module class's ``Args`` model.
+
+    Keys that the model does not have are problems, unless it sets ``extra`` itself.
+
+    Args:
+        name: Name of the module.
+        args_model: The class's ``Args``, or None if it has none; then nothing is checked.
+        config: The configuration of the run.
+
+    Returns:
+        The problems, each with the place of the setting.
+    """
+    if args_model is None:
+        return []
+    prefix = ("models", name, "args")
+    args = config.models[name].args if name in config.models else {}
+
+    def mark_at(path: Path) -> Mark:
+        return Mark(_source(config, path), ".".join(path))
+
+    problems = _unknown_args(args_model, args, prefix, mark_at)
+    try:
+        args_model.model_validate(args)
+    except ValidationError as error:
+        problems += problems_from(error.errors(include_url=False), args_model, args, mark_at, prefix)
+    return problems
+
+
+def check_models(config: Config, module_names: Collection[str]) -> tuple[list[Problem], list[str]]:
+    """Compares the modules of a program with the entries under ``models``.
+
+    Args:
+        config: The configuration of the run.
+        module_names: Names of all modules that a flow uses.
+
+    Returns:
+        Problems (a module without an entry while others have one) and notes (an entry that no module uses).
+    """
+    if not config.models:
+        return [], []
+    unused = [name for name in config.models if name not in module_names]
+    problems = []
+    for name in module_names:
+        if name in config.models:
+            continue
+        guess = nearest(name, unused or config.models)
+        hint = f"; did you mean it by the entry `{guess}`?" if guess else ""
+        fix = (
+            f"rename the entry `{guess}` or add `{name}:` under models"
+            if guess
+            else f"add `{name}:` under models"
+        )
+        message = f"the module `{name}` has no entry under models, while others have one{hint}"
+        problems.append(Problem(_source(config, ("models",)), f"models.{name}", message, fix))
+    notes = [
+        f"{_source(config, ('models', name))}  models.{name}: no flow uses a module of this name"
+        for name in unused
+    ]
+    return problems, notes
+
+
+def _unknown_exports(tree: Tree) -> list[Problem]:
+    # Looks at the tree, not at a Config, so that it also speaks up beside other problems.
+    models, runtime = tree.data.get("models"), tree.data.get("runtime")
+    if not isinstance(models, Mapping) or not models or not isinstance(runtime, Mapping):
+        return []
+    names = split_names(runtime.get("export"))
+    if not isinstance(names, list):
+        return []
+    mark = tree.mark_at(("runtime", "export"))
+    unknown = [name for name in names if isinstance(name, str) and name not in models]
+    return [Problem(mark.source, mark.key, *_unknown_model(name, models)) for name in unknown]
+
+
+def _unknown_model(name: str, models: Iterable[str]) -> tuple[str, str]:
+    guess = nearest(name, models)
+    hint = f"; did you mean `{guess}`?" if guess else ""
+    return f"`{name}` is no entry under models{hint}", f"use one of: {', '.join(models)}"
+
+
+def _unknown_args(
+    model: type[BaseModel], data: Mapping[Any, Any], prefix: Path, mark_at: Any
+) -> list[Problem]:
+    """Keys that pydantic would drop without a word, through nested models."""
+    problems = []
+    known = {name: field for key, field in model.model_fields.items() for name in (key, field.alias or key)}
+    for key, value in data.items():
+        path = (*prefix, str(key))
+        field = known.get(key)
+        if field is None and "extra" not in model.model_config:
+            mark = mark_at(path)
+            problems.append(Problem(mark.source, mark.key, *unknown_key(str(key), known)))
+        inner = field.annotation if field else None
+        if isinstance(inner, type) and issubclass(inner, BaseModel) and isinstance(value, Mapping):
+            problems += _unknown_args(inner, value, path, mark_at)
+    return problems
+
+
+def _source(config: Config, path: Path) -> str:
+    """Source of the value at ``path``, or of the nearest section around it."""
+    keys = (".".join(path[:length]) for length in range(len(path), 0, -1))
+    return next(
+        (config.sources[key] for key in keys if config.sources.get(key, "default") != "default"), "defaults"
+    )

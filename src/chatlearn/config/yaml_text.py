@@ -1,0 +1,277 @@
+"""YAML as this project reads and writes it.
+
+The dialect is PyYAML's safe one with the surprises taken out: ``1e-4`` is a number, ``2024-01-01`` and
+``12:30`` are text, ``010`` is ten. A key given twice is a problem. Reading keeps the line of every key.
+A whole value ``${NAME:default}`` comes from the environment; ``$${NAME}`` is the text ``${NAME}`` itself.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from chatlearn.config.schema import Config, Path
+from chatlearn.config.tree import BROKEN, Mark, Tree
+from chatlearn.config.values import shown
+
+_TAG = "tag:yaml.org,2002:"
+_SCALAR_TAGS = {_TAG + name for name in ("null", "bool", "int", "float", "str")}
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::(.*))?\}", re.DOTALL)
+_ESCAPED = re.compile(r"\$\$+\{.*\}", re.DOTALL)
+_TO_ESCAPE = re.compile(r"\$+\{.*\}", re.DOTALL)
+_MAX_VALUES = 100_000
+"""YAML aliases can make a small text grow without bound; a configuration is never this large."""
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with the dialect's rules for plain scalars."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that puts quotes around what the dialect would read as something else."""
+
+
+_INT = r"[-+]?(?:0x[0-9a-fA-F_]*[0-9a-fA-F]|0b[01_]*[01]|0o[0-7_]*[0-7]|[0-9][0-9_]*)"
+_FLOAT = (
+    r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?"
+    r"|[0-9][0-9_]*[eE][-+]?[0-9]+|\.(?:inf|Inf|INF))|\.(?:nan|NaN|NAN)"
+)
+_REPLACED = {_TAG + name for name in ("int", "float", "timestamp", "value")}
+_Loader.yaml_implicit_resolvers = {
+    first: [rule for rule in rules if rule[0] not in _REPLACED]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_TAG + "int", re.compile(rf"(?:{_INT})\Z"), list("-+0123456789"))
+_Loader.add_implicit_resolver(_TAG + "float", re.compile(rf"(?:{_FLOAT})\Z"), list("-+0123456789."))
+_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+
+def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    text = loader.construct_scalar(node).replace("_", "").lower()
+    digits = text.lstrip("-+")
+    return int(text, 0 if digits[:2] in ("0x", "0b", "0o") else 10)
+
+
+def _represent_text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    # Escapes keep a value on one line, so that its comment stands beside it.
+    style = None if value.isprintable() else '"'
+    return dumper.represent_scalar(_TAG + "str", value, style=style)
+
+
+_Loader.add_constructor(_TAG + "int", _construct_int)
+_Dumper.add_representer(str, _represent_text)
+
+
+def read_text(text: str, name: str, environ: Mapping[str, str] = os.environ) -> Tree:
+    """Reads a whole YAML text.
+
+    Args:
+        text: The YAML.
+        name: What to call the text in places, as in "ppo.yaml:12".
+        environ: The environment that ``${NAME:default}`` refers to.
+
+    Returns:
+        The tree. Its data is BROKEN if the text can't be read at all; empty text gives an empty mapping.
+    """
+    tree = Tree()
+    data = _Reader(tree, name, None, environ).read(text, (), Mark(name, ""))
+    if data is not None and data is not BROKEN and not isinstance(data, dict):
+        fix = "start with a section such as `runtime:` and put `key: value` lines under it"
+        data = tree.add_problem(
+            (), Mark(f"{name}:1", ""), f"expected sections at the top level, got {shown(data)}", fix
+        )
+    tree.data = {} if data is None else data
+    return tree
+
+
+def read_value(tree: Tree, text: str, path: Path, mark: Mark, environ: Mapping[str, str] = os.environ) -> Any:
+    """Reads one value by YAML rules and marks it in ``tree`` at ``path``; BROKEN if it can't be read."""
+    tree.marks[path] = mark
+    return _Reader(tree, "", mark.source, environ).read(text, path, mark)
+
+
+class _Reader:
+    """Reads one text into a tree, keeping places."""
+
+    def __init__(self, tree: Tree, name: str, source: str | None, environ: Mapping[str, str] | None) -> None:
+        self.tree = tree
+        self.name = name
+        self.source = source  # one source for all values, or None for lines of `name`
+        self.environ = environ  # None: `${…}` has been dealt with
+        self.own_keys: dict[int, set[int]] = {}  # by id of a mapping node: key nodes that are not merged in
+        self.open: list[yaml.Node] = []
+        self.num_values = 0
+
+    def read(self, text: str, path: Path, mark: Mark) -> Any:
+        """The value of the whole text, or BROKEN."""
+        try:
+            self.loader = _Loader(text)
+            node = self.loader.get_single_node()
+            return None if node is None else self.value(node, path, mark)
+        except yaml.YAMLError as error:
+            return self._syntax_problem(error, path, mark)
+        except RecursionError:
+            return self.tree.add_problem(path, mark, "the YAML is nested too deeply", "make it flatter")
+
+    def place(self, node: yaml.Node) -> str:
+        return self.source or f"{self.name}:{node.start_mark.line + 1}"
+
+    def value(self, node: yaml.Node, path: Path, mark: Mark) -> Any:
+        self.num_values += 1
+        if self.num_values > _MAX_VALUES:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"more than {_MAX_VALUES} values", node.start_mark
+            )
+        if any(node is each for each in self.open):
+            return self.tree.add_problem(path, mark, "a YAML alias contains itself", "write the value out")
+        if isinstance(node, yaml.ScalarNode):
+            return self.scalar(node, path, mark)
+        if node.tag not in (_TAG + "map", _TAG + "seq"):
+            return self._tag_problem(node, path, mark)
+        self.open.append(node)
+        if isinstance(node, yaml.MappingNode):
+            result: Any = self.tree.mapping(self.pairs(node, path, mark), path, mark.key, self.value)
+        else:
+            result = self.sequence(node, path, mark)
+        self.open.pop()
+        return result
+
+    def pairs(self, node: yaml.MappingNode, path: Path, mark: Mark) -> list[tuple[Any, yaml.Node, str]]:
+        """Key, value node and place of each entry. Keys of a merge (``<<``) yield to the mapping's own."""
+        if id(node) not in self.own_keys:
+            self.own_keys[id(node)] = {id(key_node) for key_node, _ in node.value}
+            self.loader.flatten_mapping(node)
+        own: list[tuple[Any, yaml.Node, str]] = []
+        merged: dict[Any, tuple[Any, yaml.Node, str]] = {}
+        for key_node, value_node in node.value:
+            where = Mark(self.place(key_node), mark.key)
+            if not isinstance(key_node, yaml.ScalarNode):
+                self.tree.add_problem(path, where, "a key must be a single word, got a list or a mapping")
+                continue
+            key = self.plain_scalar(key_node, path, where)
+            if key is BROKEN:
+                continue
+            if id(key_node) in self.own_keys[id(node)]:
+                own.append((key, value_node, where.source))
+            else:
+                merged[key] = (key, value_node, where.source)
+        taken = {key for key, _, _ in own}
+        return [entry for key, entry in merged.items() if key not in taken] + own
+
+    def sequence(self, node: yaml.Node, path: Path, mark: Mark) -> list[Any]:
+        items = []
+        for index, item in enumerate(node.value):
+            child = (*path, str(index))
+            self.tree.marks[child] = Mark(self.place(item), f"{mark.key}.{index}")
+            items.append(self.value(item, child, self.tree.marks[child]))
+        return [item for item in items if item is not BROKEN]
+
+    def scalar(self, node: yaml.ScalarNode, path: Path, mark: Mark) -> Any:
+        """The value of a scalar, or of the environment variable that it names."""
+        if self.environ is None:
+            return self.plain_scalar(node, path, mark)
+        if _ESCAPED.fullmatch(node.value):
+            return node.value[1:]
+        match = _VARIABLE.fullmatch(node.value)
+        if match is None:
+            return self.plain_scalar(node, path, mark)
+        variable, default = match.groups()
+        # As in a shell's ${NAME:-default}, an empty variable counts as none.
+        text = self.environ.get(variable) or default
+        if text is None:
+            return self.tree.add_problem(
+                path,
+                mark,
+                f"the environment variable {variable} has no value",
+                f"set {variable}, or write a default: ${{{variable}:default}}; for the text itself write $${{{variable}}}",
+            )
+        if self.environ.get(variable):
+            mark = Mark(f"environment {variable} ({mark.source})", mark.key)
+            self.tree.marks[path] = mark
+        return _Reader(self.tree, self.name, mark.source, None).read(text, path, mark)
+
+    def plain_scalar(self, node: yaml.ScalarNode, path: Path, mark: Mark) -> Any:
+        if node.tag not in _SCALAR_TAGS:
+            return self._tag_problem(node, path, mark)
+        try:
+            return self.loader.construct_object(node)
+        # What PyYAML's constructors raise for a tag that does not fit its text, such as `!!int x`.
+        except (ValueError, LookupError, yaml.YAMLError):
+            kind = node.tag.removeprefix(_TAG)
+            return self.tree.add_problem(
+                path, mark, f"{shown(node.value)} is not a valid {kind}", "correct the value"
+            )
+
+    def _tag_problem(self, node: yaml.Node, path: Path, mark: Mark) -> Any:
+        tag = node.tag.replace(_TAG, "!!")
+        return self.tree.add_problem(
+            path, mark, f"the YAML tag {shown(tag)} is not allowed", "write a plain value"
+        )
+
+    def _syntax_problem(self, error: yaml.YAMLError, path: Path, mark: Mark) -> Any:
+        if isinstance(error, yaml.MarkedYAMLError):
+            reason = error.problem or error.context or "unreadable"
+            if error.context and reason.startswith("but "):
+                reason = f"{error.context}, {reason}"
+            line = error.problem_mark.line + 1 if error.problem_mark else 1
+        else:
+            reason, line = f"{getattr(error, 'reason', error)}", 1
+        where = mark if self.source else Mark(f"{self.name}:{line}", mark.key)
+        return self.tree.add_problem(path, where, f"not valid YAML: {reason}", _syntax_fix(reason))
+
+
+def _syntax_fix(reason: str) -> str:
+    if "'\\t'" in reason:
+        return "indent with spaces, not with tabs"
+    if "mapping values" in reason or "flow mapping" in reason:
+        return "check the indentation, and put quotes around a value that contains `: `, `{` or `}`"
+    if "single document" in reason:
+        return "keep one document; remove the `---` between the parts"
+    if "special characters" in reason:
+        return "save the file as plain UTF-8 text"
+    return "check the indentation and the punctuation; put quotes around text with special characters"
+
+
+def render(config: Config) -> str:
+    """The resolved configuration as YAML text; see :meth:`Config.to_yaml`."""
+    lines: list[str] = []
+
+    def emit(mapping: Mapping[Any, Any], path: Path) -> None:
+        for key, value in mapping.items():
+            child = (*path, str(key))
+            is_section = isinstance(value, Mapping) and bool(value)
+            head = f"{'  ' * len(path)}{_dump(key)}:" + ("" if is_section else f" {_dump(_escaped(value))}")
+            source = config.sources.get(".".join(child), "default")
+            # A file's name may hold anything; a comment must stay one printable line.
+            lines.append(f"{head}  # {''.join(c if c.isprintable() else '?' for c in source)}")
+            if is_section:
+                emit(value, child)
+
+    emit(config.model_dump(), ())
+    return "\n".join(lines) + "\n"
+
+
+def _escaped(value: Any) -> Any:
+    """The value with ``$`` before all text that reading would take from the environment."""
+    if isinstance(value, str):
+        return f"${value}" if _TO_ESCAPE.fullmatch(value) else value
+    if isinstance(value, Mapping):
+        return {key: _escaped(item) for key, item in value.items()}
+    return [_escaped(item) for item in value] if isinstance(value, list) else value
+
+
+def _dump(value: Any) -> str:
+    """One value as YAML on one line."""
+    text = yaml.dump(
+        value,
+        Dumper=_Dumper,
+        default_flow_style=True,
+        allow_unicode=True,
+        sort_keys=False,
+        width=float("inf"),
+    )
+    return text.removesuffix("\n").removesuffix("\n...")

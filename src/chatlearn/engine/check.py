@@ -1,0 +1,113 @@
+"""Everything about an engine that can be known to be wrong before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from chatlearn.config.check import Problem, check_args, check_models, raise_problems
+from chatlearn.config.schema import Config
+from chatlearn.engine.environment import Environment
+from chatlearn.engine.evaluator import Evaluator
+from chatlearn.engine.trainer import Trainer
+from chatlearn.errors import DataError, EngineError, FlowError, ModuleError
+from chatlearn.flow.graph import Graph
+from chatlearn.modules.base import BaseModule
+from chatlearn.runtime.worker import check_replicable
+
+
+def collect_modules(graphs: Iterable[Graph]) -> dict[str, BaseModule]:
+    """The modules of all flows, by name, in the order of their first call.
+
+    Raises:
+        ModuleError: two modules have one name.
+    """
+    modules: dict[str, BaseModule] = {}
+    for graph in graphs:
+        for node in graph:
+            known = modules.setdefault(node.module.name, node.module)
+            if known is not node.module:
+                raise ModuleError(
+                    f"{node.where}: two modules are called {node.module.name!r} ({type(known).__name__} and {type(node.module).__name__}). Names "
+                    f"are unique in a run, since models.<name> configures one module: rename one."
+                )
+    return modules
+
+
+def check_modules(config: Config, modules: Mapping[str, BaseModule]) -> list[str]:
+    """Holds the configuration against the modules of the flows.
+
+    Returns:
+        Notes, such as a configured model that no flow uses.
+
+    Raises:
+        ConfigError: all problems at once.
+        ModuleError: a stateful module with several replicas.
+    """
+    problems, notes = check_models(config, list(modules))
+    for name, module in modules.items():
+        problems += check_args(name, type(module).Args, config)
+        problems += check_export(config, name, module)
+    raise_problems(problems)
+    for name, module in modules.items():
+        check_replicable(module, config.model(name).num_replica)
+    return notes
+
+
+def check_export(config: Config, name: str, module: BaseModule) -> list[Problem]:
+    """A module that ``runtime.export`` names has to be able to."""
+    if name not in config.runtime.export or callable(getattr(module, "export", None)):
+        return []
+    return [
+        Problem(
+            where=config.sources.get("runtime.export", ""),
+            key="runtime.export",
+            message=f"{type(module).__name__} (module {name!r}) has no method export(path)",
+            fix="define it, or take the name off the list",
+        )
+    ]
+
+
+def check_datasets(environment: Environment | None, trainer: Trainer | None, evaluator: Evaluator | None) -> None:
+    """Every part that reads prompts has some, and what is made is used.
+
+    Raises:
+        EngineError: there is nothing to run, or a data set is missing.
+        DataError: a data set is empty.
+        FlowError: a flow never takes the raw batch, or an environment yields nothing to its trainer.
+    """
+    if environment is trainer is evaluator is None:
+        raise EngineError("The engine has no environment, no trainer and no evaluator. Give it at least one.")
+    if environment is not None and trainer is not None and not environment.graph.outputs:
+        raise FlowError(
+            f"{environment.graph.where}: {environment.graph.name} returns nothing, so the trainer would get nothing. Return the values that "
+            f"training needs, such as `return value_out, reward_out`."
+        )
+    readers = [("engine.set_dataset(prompts)", environment or trainer), ("Evaluator(…).set_dataset(prompts)", evaluator)]
+    for setter, executor in readers:
+        if executor is None:
+            continue
+        if executor.prompts is None:
+            raise EngineError(f"{executor.graph.name} has no data set. Call `{setter}`.")
+        if not hasattr(executor.prompts, "__len__") or not hasattr(executor.prompts, "__getitem__"):
+            kind = type(executor.prompts).__name__
+            raise DataError(f"The prompts of {executor.graph.name} are {kind}; give a list or another sequence with a length.")
+        if len(executor.prompts) == 0:
+            raise DataError(f"The data set of {executor.graph.name} is empty. Give `{setter}` at least one prompt.")
+        if executor.graph.root is None:
+            raise FlowError(f"{executor.graph.where}: no step of {executor.graph.name} takes the raw batch.")
+
+
+def check_syncs(pairs: Iterable[tuple[BaseModule, BaseModule]], modules: Mapping[str, BaseModule]) -> None:
+    """Both modules of a sync have to take part in a flow.
+
+    Raises:
+        FlowError: one does not.
+    """
+    for pair in pairs:
+        for module in pair:
+            if modules.get(module.name) is not module:
+                source, destination = (m.name for m in pair)
+                raise FlowError(
+                    f"set_parameter_sync({source}, {destination}): no flow of this engine calls a step of {module.name!r}. Use the same module "
+                    f"objects in the flows and in the sync; the flows use {', '.join(modules)}."
+                )

@@ -1,0 +1,178 @@
+"""The modules of an engine, on a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from chatlearn.config.schema import Config, ModelConfig
+from chatlearn.flow.graph import Node
+from chatlearn.flow.signature import step_signature
+from chatlearn.modules.base import BaseModule, describe
+from chatlearn.observe.metrics import MetricBuffer
+from chatlearn.runtime.base import Cluster, Future, Handle, create_cluster
+from chatlearn.runtime.worker import ReplicaSettings, Rows, StepCall, Value
+from chatlearn.types import Batch, SampleIds, num_rows
+
+
+class Deployment:
+    """Replicas of modules, and calls to them.
+
+    Args:
+        config: the run's.
+        modules: by name.
+    """
+
+    def __init__(self, config: Config, modules: Mapping[str, BaseModule]) -> None:
+        self.config = config
+        self.metrics = MetricBuffer()
+        self.cluster: Cluster = create_cluster(config.runtime_env.backend, isolate=config.runtime_env.isolate)
+        self._modules = modules
+        self._replicas: dict[str, list[Handle]] = {}
+        self._datasets: dict[tuple[str, str, int], tuple[str, int, Any]] = {}
+        self._pending: list[tuple[Future, str]] = []
+
+    def start(self) -> None:
+        """Spawns all replicas and runs their ``setup``."""
+        self.cluster.start()
+        for name, module in self._modules.items():
+            model = self.config.model(name)
+            settings = ReplicaSettings(
+                seed=self.config.runtime.seed,
+                model_args=_model_args(module, model),
+                module_args=model,
+                runtime_args=self.config.runtime,
+                num_threads=model.cpu_per_process,
+            )
+            description = describe(module)
+            self._replicas[name] = [self.cluster.spawn(description, i, settings) for i in range(model.num_replica)]
+        self._wait(self.cluster.call(handle, "setup") for handle in self.handles())
+
+    def stop(self) -> None:
+        """Ends all replicas."""
+        self.cluster.shutdown()
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all modules."""
+        return list(self._replicas)
+
+    def handles(self, name: str | None = None) -> list[Handle]:
+        """The replicas of one module, or of all."""
+        return [h for n, handles in self._replicas.items() if name in (None, n) for h in handles]
+
+    def batch_size(self, name: str) -> int:
+        """Generation batch size of a module."""
+        return self.config.model(name).generation_batch_size or self.config.runtime.generation_batch_size
+
+    def hook(self, method: str, *place: Any) -> None:
+        """Runs a method of the life cycle on every replica whose class has it."""
+        self._wait(
+            self.cluster.call(handle, "hook", method, *place)
+            for name, module in self._modules.items()
+            if callable(getattr(type(module), method, None))
+            for handle in self._replicas[name]
+        )
+
+    def apply(self, name: str, function: Callable[..., Any], *args: Any) -> list[Any]:
+        """``function(module, *args)`` beside each replica of a module; all results."""
+        futures = [self.cluster.call(handle, "apply", function, *args) for handle in self._replicas[name]]
+        return [self.cluster.get(future) for future in futures]
+
+    def apply_first(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
+        """``function(module, *args)`` beside replica 0 of a module."""
+        return self.cluster.get(self.cluster.call(self._replicas[name][0], "apply", function, *args))
+
+    def open_dataset(self, name: str, prompts: Any, is_eval: bool) -> tuple[str, int]:
+        """Builds the data set of these prompts on replica 0 of a module, once; returns its key for :meth:`fetch` and its length."""
+        purpose = "eval" if is_eval else "train"
+        known = (name, purpose, id(prompts))
+        if known not in self._datasets:
+            key = f"{purpose}-{len(self._datasets)}"
+            length = self.cluster.get(self.cluster.call(self._replicas[name][0], "build_dataset", key, prompts, is_eval))
+            self._datasets[known] = key, length, prompts  # holding on to the prompts keeps their id taken
+        return self._datasets[known][:2]
+
+    def fetch(self, name: str, key: str, indices: Sequence[int], position: int) -> Future:
+        """Samples of a data set as one batch; ``position`` is the sampler's."""
+        return self.cluster.call(self._replicas[name][0], "fetch", key, indices, position)
+
+    def run(
+        self,
+        node: Node,
+        values: Mapping[int, Value],
+        ids: SampleIds,
+        *,
+        phase: str,
+        index: int,
+        place: str,
+        run_parameters: Mapping[str, Any],
+        used: bool,
+        micro_batch_size: int | None = None,
+    ) -> Future:
+        """Runs a node on the replica whose turn it is and returns the future of its output.
+
+        Args:
+            node: of a flow.
+            values: what the indices in ``node.inputs`` stand for.
+            ids: of the rows.
+            phase: ``experience``, ``train`` or ``eval``.
+            index: number of the batch.
+            place: words for errors.
+            run_parameters: see :class:`~chatlearn.runtime.worker.StepCall`.
+            used: something reads the output, so there must be one.
+            micro_batch_size: in a training flow.
+        """
+        replicas = self._replicas[node.module.name]
+        call = StepCall(
+            step=node.step,
+            phase=phase,
+            occurrence=node.occurrence,
+            index=index,
+            constants=dict(node.constants),
+            run_parameters=run_parameters,
+            ids=ids,
+            used=used,
+            micro_batch_size=micro_batch_size,
+            place=place,
+        )
+        inputs = {name: [values[i] for i in indices] for name, indices in node.inputs.items()}
+        output, metrics = self.cluster.call_pair(replicas[index % len(replicas)], "run", call, inputs)
+        self._pending.append((metrics, "eval/" if phase == "eval" else ""))
+        return output
+
+    def call_step(self, module: BaseModule, step: str, data: Batch) -> Batch | None:
+        """Runs one step on a batch of the driver and returns its output; what it logs is dropped."""
+        ids = SampleIds(tuple(range(num_rows(data))), tuple(range(num_rows(data))))
+        function = module._step_functions[step]
+        call = StepCall(
+            step=step,
+            phase="call",
+            occurrence=0,
+            index=0,
+            constants={},
+            run_parameters={"iteration": 0, "train_info": {"iteration": 0, "episode": 0, "epoch": 0}, "is_eval": step == "eval_step"},
+            ids=ids,
+            used=False,
+            micro_batch_size=self.config.runtime.train_micro_batch_size if step == "train_step" else None,
+            place="engine.call",
+        )
+        inputs = {step_signature(function).data[0]: [(Rows((data,)),)]}
+        output, _ = self.cluster.call_pair(self._replicas[module.name][0], "run", call, inputs)
+        return self.cluster.get(output)
+
+    def take_metrics(self) -> dict[str, float]:
+        """Reduced metrics of all calls since the last time; waits for these calls."""
+        pending, self._pending = self._pending, []
+        for future, prefix in pending:
+            self.metrics.add(self.cluster.get(future), prefix)
+        return self.metrics.take()
+
+    def _wait(self, futures: Iterable[Future]) -> None:
+        for future in list(futures):
+            self.cluster.get(future)
+
+
+def _model_args(module: BaseModule, model: ModelConfig) -> Any:
+    """The user's hyper-parameters, as the class's ``Args`` if it has one (they were checked before)."""
+    return type(module).Args(**model.args) if type(module).Args is not None else dict(model.args)

@@ -1,0 +1,60 @@
+"""The executor that makes experience."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from chatlearn.checkpoint.store import RunState
+from chatlearn.data.sampler import Sampler
+from chatlearn.data.stream import Experience, StreamDataset
+from chatlearn.engine.deployment import Deployment
+from chatlearn.engine.executor import Executor, check_steps
+from chatlearn.flow.graph import Node
+
+
+class Environment(Executor):
+    """Makes ``sample_per_episode`` samples of experience with a flow of inference steps.
+
+    Args:
+        flow: ``def env_flow(batch): …``, returning the values that the trainer gets, merged in order.
+
+    Raises:
+        FlowError: the flow can't be traced, or calls a ``train_step``.
+    """
+
+    def __init__(self, flow: Callable[[Any], Any]) -> None:
+        super().__init__(flow)
+        check_steps(self.graph, _no_training)
+        self.prompts: Sequence[Any] | None = None
+
+    def set_dataset(self, prompts: Sequence[Any]) -> Environment:
+        """Sets the prompts that the first module of the flow builds its data set from."""
+        self.prompts = prompts
+        return self
+
+    def make_experience(self, deployment: Deployment, state: RunState, experience: StreamDataset) -> None:
+        """Fills ``experience`` with one episode, batch by batch, and moves the positions in ``state`` on."""
+        runtime = deployment.config.runtime
+        assert self.graph.root is not None
+        root = self.graph.root.module.name
+        key, length = deployment.open_dataset(root, self.prompts, is_eval=False)
+        sampler = Sampler(runtime.seed, length)
+        size, end = self.batch_size(deployment), state.position + runtime.sample_per_episode
+        while state.position < end:
+            ids = sampler.ids(state.position, min(size, end - state.position), state.weight_version)
+            batch = deployment.fetch(root, key, sampler.indices(ids), state.position)
+            outputs = self.run(
+                deployment,
+                batch,
+                ids,
+                phase="experience",
+                counters=state.generation_batches,
+                place=f"episode {state.episode + 1}",
+            )
+            experience.add(Experience(outputs, ids))
+            state.position += len(ids)
+
+
+def _no_training(node: Node) -> str | None:
+    return "an environment makes experience; call train_step in the Trainer's flow." if node.step == "train_step" else None

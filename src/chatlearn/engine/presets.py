@@ -1,0 +1,49 @@
+"""Engines whose flows are known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from chatlearn.engine.engine import Engine
+from chatlearn.engine.environment import Environment
+from chatlearn.engine.trainer import Trainer
+from chatlearn.modules.base import BaseModule
+
+
+class RLHFEngine(Engine):
+    """PPO with six models.
+
+    The policy samples, reference and value score what it sampled, the reward sees all three; the two trainers get the outputs of value and reward,
+    merged, and their weights go back to policy and value.
+
+    Args:
+        policy: inference; takes the raw batch and builds the data set.
+        reference: inference.
+        reward: inference; called with the outputs of policy, reference and value, merged in this order.
+        value: inference.
+        ppo_policy: trains the policy.
+        ppo_value: trains the value model.
+    """
+
+    def __init__(
+        self,
+        policy: BaseModule,
+        reference: BaseModule,
+        reward: BaseModule,
+        value: BaseModule,
+        ppo_policy: BaseModule,
+        ppo_value: BaseModule,
+    ) -> None:
+        def env_flow(batch: Any) -> Any:
+            policy_out = policy.forward_step(batch)
+            ref_out = reference.forward_step(policy_out)
+            value_out = value.forward_step(policy_out)
+            reward_out = reward.forward_step(policy_out, ref_out, value_out)
+            return value_out, reward_out
+
+        def trainer_flow(batch: Any) -> None:
+            ppo_policy.train_step(batch)
+            ppo_value.train_step(batch)
+
+        super().__init__(Environment(env_flow), Trainer(trainer_flow))
+        self.set_parameter_sync(ppo_policy, policy).set_parameter_sync(ppo_value, value)

@@ -1,0 +1,69 @@
+"""The executor that trains on experience."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from chatlearn.checkpoint.store import RunState
+from chatlearn.data.sampler import Sampler
+from chatlearn.data.stream import Experience, GlobalBatch, StreamDataset
+from chatlearn.engine.deployment import Deployment
+from chatlearn.engine.executor import Executor
+from chatlearn.flow.graph import BATCH
+from chatlearn.runtime.worker import Rows, Value
+
+
+class Trainer(Executor):
+    """Trains on global batches with a flow of ``train_step`` calls; other steps in it run per micro-batch.
+
+    Args:
+        flow: ``def trainer_flow(batch): …``; what it returns stands for nothing.
+
+    Raises:
+        FlowError: the flow can't be traced.
+    """
+
+    def __init__(self, flow: Callable[[Any], Any]) -> None:
+        super().__init__(flow)
+        self.prompts: Sequence[Any] | None = None
+
+    def read_dataset(self, deployment: Deployment, state: RunState, experience: StreamDataset) -> None:
+        """Fills ``experience`` straight from the data set, for an engine without an environment."""
+        runtime = deployment.config.runtime
+        assert self.graph.root is not None
+        root = self.graph.root.module.name
+        key, length = deployment.open_dataset(root, self.prompts, is_eval=False)
+        sampler = Sampler(runtime.seed, length)
+        end = state.position + runtime.sample_per_episode
+        while state.position < end:
+            ids = sampler.ids(state.position, min(runtime.train_global_batch_size, end - state.position), state.weight_version)
+            batch = deployment.fetch(root, key, sampler.indices(ids), state.position)
+            experience.add(Experience((batch,), ids))
+            state.position += len(ids)
+
+    def train(self, deployment: Deployment, state: RunState, experience: StreamDataset) -> None:
+        """Uses every sample exactly once per training epoch."""
+        for epoch in range(deployment.config.runtime.num_training_epoch):
+            for batch in experience.batches(epoch):
+                self._train_step(deployment, state, batch, epoch)
+                state.global_batches += 1
+
+    def _train_step(self, deployment: Deployment, state: RunState, batch: GlobalBatch, epoch: int) -> None:
+        iteration = state.global_batches
+        values: dict[int, Value] = {BATCH: tuple(Rows(sources, rows) for sources, rows in batch.pieces)}
+        for node in self.graph:
+            values[node.index] = deployment.run(
+                node,
+                values,
+                batch.ids,
+                phase="train",
+                index=iteration,
+                place=f"episode {state.episode + 1}, epoch {epoch}, global batch {iteration}",
+                run_parameters={
+                    "iteration": iteration,
+                    "train_info": {"iteration": iteration, "episode": state.episode, "epoch": epoch},
+                },
+                used=node.index in self.graph.used,
+                micro_batch_size=deployment.config.runtime.train_micro_batch_size,
+            )

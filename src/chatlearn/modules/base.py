@@ -1,0 +1,326 @@
+"""The contract of a module: what a user writes, and what every step finds on ``self``.
+
+In the driver a module object is a *description*: its class, its constructor's arguments and a unique name. Each replica
+constructs an instance of its own on its worker and calls ``setup()`` there; that is where models belong.
+
+A step (``forward_step``, ``train_step``, ``eval_step``, or any method marked with :func:`step`) that is called with stand-ins, in a flow
+that is being traced, records a node; called with real data it just runs, so a module can be tested without an engine.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from chatlearn.errors import MissingStepError, ModuleError
+from chatlearn.flow.signature import step_signature
+from chatlearn.flow.trace import is_symbolic, record
+from chatlearn.modules.noise import uniforms
+from chatlearn.types import Batch, SampleIds
+
+if TYPE_CHECKING:
+    import torch
+
+STEPS = ("forward_step", "train_step", "eval_step")
+"""Methods that are steps by their name."""
+
+LIFECYCLE = ("setup", "build_dataset", "before_episode", "after_episode", "save_checkpoint", "load_checkpoint", "export")
+"""Methods that chatlearn calls outside of flows, each only where a class defines it."""
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def step(function: F) -> F:
+    """Marks a method as a step that flows can call, beside the three that are steps by name.
+
+    Example::
+
+        class Judge(chatlearn.BaseModule):
+            @chatlearn.step
+            def compare(self, first, second):
+                return {"better": first["score"] > second["score"]}
+    """
+    function._is_chatlearn_step = True  # type: ignore[attr-defined]
+    return function
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a worker needs to construct a replica: by import path and arguments, never the driver's object itself."""
+
+    module_class: type[BaseModule]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    name: str
+
+
+@dataclass
+class ModuleContext:
+    """What a replica knows of its run; the public attributes of :class:`BaseModule` read from here."""
+
+    model_args: Any = field(default_factory=dict)
+    module_args: Any = None
+    runtime_args: Any = None
+    replica_id: int = 0
+    rank: int = 0
+    world_size: int = 1
+    device: Any = None
+    seed: int = 0
+    ids: SampleIds = field(default_factory=lambda: SampleIds((), ()))
+    metrics: list[tuple[str, float | torch.Tensor, str]] = field(default_factory=list)
+    checkpoint_path: Any = None
+
+
+class BaseModule:
+    """A model, or a rule, with steps.
+
+    Args:
+        name: unique in a run; the module's section in the configuration is ``models.<name>``.
+
+    Class attributes:
+        Args: a pydantic model that checks ``models.<name>.args``; ``self.model_args`` is then an instance of it.
+        mutates_inputs: steps get copies of their inputs and may change them.
+        stateful: steps keep state from call to call; such a module has one replica.
+    """
+
+    Args: ClassVar[type | None] = None
+    mutates_inputs: ClassVar[bool] = False
+    stateful: ClassVar[bool] = False
+    _step_functions: ClassVar[dict[str, Callable[..., Any]]] = {}
+
+    _name: str
+    _construction: tuple[tuple[Any, ...], dict[str, Any]]
+    _context: ModuleContext
+    _owned: bool
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> BaseModule:
+        module = super().__new__(cls)
+        state = module.__dict__
+        state["_construction"] = (args, kwargs)
+        state["_context"] = ModuleContext()
+        state["_owned"] = False
+        if (name := _name_of(cls, args, kwargs)) is not None:
+            state["_name"] = name
+        return module
+
+    def __init__(self, name: str) -> None:
+        self.__dict__["_name"] = _checked_name(type(self), name)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._step_functions = {name: function for name, function in _find_steps(cls).items()}
+        for name, function in cls._step_functions.items():
+            if not hasattr(getattr(cls, name), "_step_of"):
+                setattr(cls, name, _as_step(name, function))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if self.__dict__.get("_owned"):
+            raise ModuleError(
+                f"{self.name}.{name} is set after an Engine took the module. Workers run replicas of their own and would never see "
+                f"it: pass the value to the constructor, put it under `models.{self.name}.args`, or set it in setup()."
+            )
+        object.__setattr__(self, name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_name":
+            raise ModuleError(
+                f"{type(self).__name__} has no name. Give the constructor a parameter `name`, or call super().__init__(name) in it."
+            )
+        if name in STEPS:
+            raise MissingStepError(
+                f"{type(self).__name__} (module {self.name!r}) has no {name}. Define `def {name}(self, data, …)` in the class; "
+                f"it has {', '.join(self._step_functions) or 'no steps yet'}."
+            )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    @property
+    def name(self) -> str:
+        """The module's unique name."""
+        return self._name
+
+    @property
+    def model_args(self) -> Any:
+        """The user's hyper-parameters, ``models.<name>.args``: an ``Args`` instance if the class has one, else a dict."""
+        return self._context.model_args
+
+    @property
+    def module_args(self) -> Any:
+        """The module's own section of the configuration, ``models.<name>``."""
+        return self._context.module_args
+
+    @property
+    def runtime_args(self) -> Any:
+        """The configuration's section ``runtime``."""
+        return self._context.runtime_args
+
+    @property
+    def replica_id(self) -> int:
+        """Number of this replica, from 0."""
+        return self._context.replica_id
+
+    @property
+    def rank(self) -> int:
+        """Rank of this process inside of its replica."""
+        return self._context.rank
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks of a replica."""
+        return self._context.world_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where this replica's model belongs."""
+        if self._context.device is None:
+            import torch
+
+            self._context.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return self._context.device
+
+    @property
+    def batch(self) -> SampleIds:
+        """Ids of the rows of the current call: ``self.batch.sample_ids``, ``.group_ids``, ``.weight_version``."""
+        return self._context.ids
+
+    @property
+    def checkpoint_path(self) -> Any:
+        """Folder of this module's own files, while ``save_checkpoint`` or ``load_checkpoint`` runs (a ``pathlib.Path``)."""
+        return self._context.checkpoint_path
+
+    def uniforms(self, ids: Sequence[int], n: int) -> torch.Tensor:
+        """Noise that belongs to samples: the same for a sample in any batch and on any replica.
+
+        Args:
+            ids: sample ids, usually ``self.batch.sample_ids``.
+            n: numbers per sample.
+
+        Returns:
+            ``[len(ids), n]`` float32 in the open interval (0, 1), on the CPU; keyed by run seed, phase, module, step and occurrence too.
+        """
+        return uniforms(self._context.seed, ids, n)
+
+    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        """Sum of ``x`` over the ranks of the replica; every loss normaliser uses it. One rank: ``x`` itself."""
+        return x
+
+    def log(self, name: str, value: float | torch.Tensor, reduction: str = "mean") -> None:
+        """Records a metric; it appears as ``<module>/<name>``, reduced over the calls of an episode.
+
+        Args:
+            name: metric name.
+            value: a number or a 0-d tensor (read at the end of the step).
+            reduction: ``mean`` (weighted by the samples of each call), ``sum``, ``max`` or ``min``.
+
+        Raises:
+            ModuleError: unknown reduction.
+        """
+        if reduction not in ("mean", "sum", "max", "min"):
+            raise ModuleError(f"{self.name}.log({name!r}): reduction is 'mean', 'sum', 'max' or 'min', not {reduction!r}.")
+        self._context.metrics.append((name, value, reduction))
+
+    def stateful_attributes(self) -> dict[str, Any]:
+        """Attributes with ``state_dict`` and ``load_state_dict`` (model, optimizer, scheduler, …), by name, in sorted order."""
+        return {
+            name: value
+            for name, value in sorted(self.__dict__.items())
+            if callable(getattr(value, "state_dict", None)) and callable(getattr(value, "load_state_dict", None))
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """State that a checkpoint keeps: by default the ``state_dict()`` of each of :meth:`stateful_attributes`."""
+        return {name: value.state_dict() for name, value in self.stateful_attributes().items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back what :meth:`state_dict` gave.
+
+        Raises:
+            ModuleError: an attribute of the checkpoint is not there after ``setup()``.
+        """
+        attributes = self.stateful_attributes()
+        if missing := sorted(set(state) - set(attributes)):
+            raise ModuleError(
+                f"{self.name}: the checkpoint holds {', '.join(missing)}, which setup() did not make. Make the same attributes as in "
+                f"the run that was saved."
+            )
+        for name, value in state.items():
+            attributes[name].load_state_dict(value)
+
+
+def describe(module: BaseModule) -> Description:
+    """The description of a driver's module object."""
+    args, kwargs = module._construction
+    return Description(type(module), args, kwargs, module.name)
+
+
+def take_ownership(module: BaseModule) -> None:
+    """Marks a driver's module object as belonging to an engine: from here on setting attributes on it is an error."""
+    if (torch := sys.modules.get("torch")) is not None:
+        heavy = [name for name, value in vars(module).items() if isinstance(value, (torch.nn.Module, torch.nn.Parameter))]
+        if heavy:
+            warnings.warn(
+                f"{type(module).__name__}.__init__ makes parameters ({', '.join(heavy)}) in the driver, where nothing uses them. "
+                f"Make them in setup(), which runs on each replica.",
+                stacklevel=4,
+            )
+    module.__dict__["_owned"] = True
+
+
+def merge_batches(batches: Sequence[Batch]) -> Batch:
+    """Several batches as one dict; later ones win where keys are equal."""
+    return {key: value for batch in batches for key, value in batch.items()}
+
+
+def _find_steps(cls: type) -> dict[str, Callable[..., Any]]:
+    """The plain function of each step of a class, mixins and inherited marks included."""
+    names = dict.fromkeys(STEPS)
+    for parent in reversed(cls.__mro__):
+        names.update(dict.fromkeys(n for n, f in vars(parent).items() if getattr(f, "_is_chatlearn_step", False)))
+    found = {name: inspect.getattr_static(cls, name, None) for name in names}
+    return {name: getattr(f, "_step_of", f) for name, f in found.items() if callable(f)}
+
+
+def _as_step(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The method that users call: records a node in a trace, runs on real data."""
+
+    @functools.wraps(function)
+    def call(self: BaseModule, *args: Any, **kwargs: Any) -> Any:
+        if is_symbolic(args, kwargs):
+            return record(self, name, function, args, kwargs)
+        signature = step_signature(function)
+        num_batches = _leading_dicts(args) if signature.merges else 1
+        if num_batches > 1:
+            args = (merge_batches(args[:num_batches]), *args[num_batches:])
+        return function(self, *args, **kwargs)
+
+    call._step_of = function  # type: ignore[attr-defined]
+    return call
+
+
+def _leading_dicts(args: tuple[Any, ...]) -> int:
+    return next((i for i, value in enumerate(args) if not isinstance(value, dict)), len(args))
+
+
+def _name_of(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+    """The name among the constructor's arguments: parameter ``name``; a subclass may forget ``super().__init__(name)``."""
+    try:
+        bound = inspect.signature(cls.__init__).bind(None, *args, **kwargs)
+    except TypeError:
+        return None  # Python's own error follows, from __init__
+    bound.apply_defaults()
+    if "name" not in bound.arguments:
+        return None
+    return _checked_name(cls, bound.arguments["name"])
+
+
+def _checked_name(cls: type, name: object) -> str:
+    if not isinstance(name, str) or not name or any(c in name for c in "/\\,.\0") or name != name.strip():
+        raise ModuleError(
+            f"{cls.__name__}: a module's name is a non-empty string without '/', '\\', ',' or '.', got {name!r}. It names the section "
+            f"`models.<name>` of the configuration."
+        )
+    return name

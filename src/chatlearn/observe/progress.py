@@ -1,0 +1,95 @@
+"""What a person sees while a run goes on: a live line on a terminal, plain lines elsewhere and under a debugger."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from chatlearn.observe.headline import headline
+
+
+class Progress:
+    """Shows episodes as they complete.
+
+    The live display has no thread of its own and steps aside for a debugger: with a trace function installed (``python -m pdb``) plain lines are
+    printed, and ``breakpoint()`` ends the display first.
+
+    Args:
+        title: of the run.
+        total: number of episodes.
+        done: episodes that were complete before.
+        log_interval: episodes between two lines where there is no live display.
+    """
+
+    def __init__(self, title: str, total: int, done: int, log_interval: int) -> None:
+        self._title, self._total, self._first, self._log_interval = title, total, done, log_interval
+        self._started = time.monotonic()
+        self._shown: dict[str, float] = {}
+        self._live: Any = None
+        self._hook: Callable[..., Any] | None = None
+        if sys.stdout.isatty() and sys.gettrace() is None:
+            self._start_live()
+
+    def update(self, episode: int, row: Mapping[str, Any]) -> None:
+        """Shows the row of a complete episode (counted from 1)."""
+        self._shown.update(headline(row))
+        if self._live is not None:
+            self._live.update(self._panel(episode, row), refresh=True)
+        elif episode % self._log_interval == 0 or episode == self._total or any(key.startswith("eval/") for key in row):
+            print(self._line(episode, row), flush=True)
+
+    def note(self, text: str) -> None:
+        """Shows a line that stays."""
+        if self._live is not None:
+            self._live.console.print(text, highlight=False)
+        else:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        """Leaves the terminal as it was."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+        if self._hook is not None:
+            sys.breakpointhook = self._hook
+            self._hook = None
+
+    def _start_live(self) -> None:
+        from rich.live import Live
+
+        self._live = Live(auto_refresh=False, redirect_stdout=True, redirect_stderr=True)
+        self._live.start()
+        self._hook = sys.breakpointhook
+        sys.breakpointhook = self._break
+
+    def _break(self, *args: Any, **kwargs: Any) -> Any:
+        hook = self._hook
+        self.close()
+        assert hook is not None
+        return hook(*args, **kwargs)
+
+    def _figures(self, row: Mapping[str, Any]) -> dict[str, str]:
+        figures = {name: f"{value:.3f}" for name, value in self._shown.items()}
+        if "time/samples_per_second" in row:
+            figures["samples/s"] = f"{row['time/samples_per_second']:.0f}"
+        return figures
+
+    def _left(self, episode: int) -> str:
+        seconds = (time.monotonic() - self._started) / max(episode - self._first, 1) * (self._total - episode)
+        return f"{int(seconds // 60)}:{int(seconds % 60):02d} left"
+
+    def _line(self, episode: int, row: Mapping[str, Any]) -> str:
+        figures = "  ".join(f"{name} {value}" for name, value in self._figures(row).items())
+        return f"{self._title}  episode {episode}/{self._total}  {figures}  {self._left(episode)}"
+
+    def _panel(self, episode: int, row: Mapping[str, Any]) -> Any:
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+
+        table = Table.grid(padding=(0, 2))
+        figures = [f"[dim]{name}[/] [bold]{value}[/]" for name, value in self._figures(row).items()]
+        bar = ProgressBar(total=self._total, completed=episode, width=24)
+        table.add_row(f"[bold]{self._title}[/]", bar, f"{episode}/{self._total}", *figures, self._left(episode))
+        return table

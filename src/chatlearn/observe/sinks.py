@@ -1,0 +1,69 @@
+"""Where metrics go: one row per episode."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class Sink(Protocol):
+    """Takes rows of metrics."""
+
+    def write(self, episode: int, row: Mapping[str, Any]) -> None:
+        """Takes the row of a complete episode (counted from 1)."""
+        ...
+
+    def close(self) -> None:
+        """Flushes and closes files."""
+        ...
+
+
+class JsonlSink:
+    """``metrics.jsonl``: one JSON object a line, flushed line by line. Keys under ``time/`` are the only ones that differ between equal runs."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, episode: int, row: Mapping[str, Any]) -> None:
+        """Appends a line."""
+        self._file.write(json.dumps({"episode": episode, **row}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+class TensorBoardSink:
+    """Scalars as TensorBoard events.
+
+    Args:
+        folder: of the event files.
+        first_episode: episodes from here on replace those of an earlier, interrupted part of the run.
+    """
+
+    def __init__(self, folder: Path, first_episode: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=first_episode if first_episode > 1 else None)
+
+    def write(self, episode: int, row: Mapping[str, Any]) -> None:
+        """Adds each number as a scalar."""
+        for name, value in row.items():
+            if isinstance(value, (int, float)):
+                self._writer.add_scalar(name, value, episode)
+
+    def close(self) -> None:
+        """Flushes and closes the event file."""
+        self._writer.close()
+
+
+def open_sinks(folder: Path, first_episode: int) -> list[Sink]:
+    """The sinks of a run folder; TensorBoard where it is installed."""
+    sinks: list[Sink] = [JsonlSink(folder / "metrics.jsonl")]
+    if find_spec("tensorboard") is not None:
+        sinks.append(TensorBoardSink(folder / "tensorboard", first_episode))
+    return sinks

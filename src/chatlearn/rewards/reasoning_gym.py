@@ -1,0 +1,89 @@
+"""Rewards by reasoning-gym: the library's own scorer, for any of its data sets."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+from chatlearn.errors import DataError
+
+
+class ReasoningGymReward:
+    """Reward = ``score_answer(completion, entry)`` of a reasoning-gym data set.
+
+    Needs the column ``entry``: the data set's own item, which every sample carries along. It is pickled and
+    copied as its constructor arguments.
+
+    Args:
+        dataset: name of the data set in reasoning-gym, such as ``"spell_backward"``.
+        **config: fields of that data set's config.
+
+    Raises:
+        DataError: reasoning-gym isn't installed, or has no such data set or config field.
+    """
+
+    def __init__(self, dataset: str, **config: Any) -> None:
+        self.dataset = dataset
+        self.config = config
+        self._scorer = _create(dataset, config)
+
+    def __call__(
+        self,
+        prompts: list[str],
+        completions: list[str],
+        entry: Sequence[dict[str, Any]],
+        finished: Sequence[bool] | None = None,
+    ) -> list[float | None]:
+        """Scores completions.
+
+        Args:
+            prompts: B prompts; the entries hold all that the scorer needs, so they aren't read.
+            completions: B answers.
+            entry: the B items of the data set that the prompts came from.
+            finished: B flags; an answer that was cut off at the length limit gets 0. Without it all count as
+                finished.
+
+        Returns:
+            B scores, 0 to 1.
+        """
+        ended = [True] * len(completions) if finished is None else [bool(flag) for flag in finished]
+        return [
+            float(self._scorer.score_answer(completion, item)) if end else 0.0
+            for completion, item, end in zip(completions, entry, ended, strict=True)
+        ]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"dataset": self.dataset, "config": self.config}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.dataset, self.config = state["dataset"], state["config"]
+        self._scorer = _create(self.dataset, self.config)
+
+    def __repr__(self) -> str:
+        arguments = [repr(self.dataset), *(f"{key}={value!r}" for key, value in self.config.items())]
+        return f"{type(self).__name__}({', '.join(arguments)})"
+
+
+def _create(dataset: str, config: dict[str, Any]) -> Any:
+    # Imported here because it is optional and costs more than a second.
+    try:
+        import reasoning_gym
+        from reasoning_gym.factory import DATASETS
+    except ImportError as error:
+        raise DataError(
+            f"the reward of data set {dataset!r} needs reasoning-gym, which can't be imported ({error}). "
+            "Install it: pip install 'chatlearn[demo]'"
+        ) from error
+    if dataset not in DATASETS:
+        near = difflib.get_close_matches(dataset, DATASETS, n=1)
+        hint = f"Did you mean {near[0]!r}?" if near else "reasoning_gym.factory.DATASETS lists them."
+        raise DataError(f"reasoning-gym has no data set {dataset!r}. {hint}")
+    try:
+        return reasoning_gym.create_dataset(dataset, **config)
+    except (TypeError, AssertionError) as error:
+        fields = ", ".join(DATASETS[dataset][1].__dataclass_fields__)
+        raise DataError(
+            f"reasoning-gym refuses the config {config} of data set {dataset!r}: {error}. "
+            f"Its fields: {fields}."
+        ) from error

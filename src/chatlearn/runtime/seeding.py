@@ -1,0 +1,40 @@
+"""Randomness that is derived, not carried: a seed comes from the run seed and the place of the call."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+def derive_seed(*place: int | str) -> int:
+    """64-bit seed of a place in a run: blake2b over its parts, e.g. (run seed, phase, module, step, occurrence, batch index)."""
+    text = "\x1f".join(map(str, place)).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds the global generators of ``random``, numpy and torch (CUDA only where it is in use)."""
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+    # torch.manual_seed also asks every accelerator backend, which takes far longer than the step of a small rule
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+
+
+@contextmanager
+def preserved_globals() -> Iterator[None]:
+    """Gives the caller's global generators and number of torch threads back afterwards."""
+    state = random.getstate(), np.random.get_state(), torch.get_rng_state(), torch.get_num_threads()
+    try:
+        yield
+    finally:
+        random.setstate(state[0])
+        np.random.set_state(state[1])
+        torch.set_rng_state(state[2])
+        torch.set_num_threads(state[3])

@@ -1,0 +1,376 @@
+"""What runs beside a module's replica, the same on every cluster.
+
+A worker constructs the instance, seeds the generators before every user function, gathers a call's rows, runs the step, and checks and
+normalises what it returns. Anything else that layers above want done where the module lives goes through :meth:`Worker.apply`.
+"""
+
+from __future__ import annotations
+
+import bdb
+import copy
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from chatlearn.data.collate import merge, select, split
+from chatlearn.data.prompts import fetch, open_dataset
+from chatlearn.errors import ChatLearnError, DataError, ModuleError, StepError
+from chatlearn.flow.signature import step_signature
+from chatlearn.modules.base import BaseModule, Description, ModuleContext, merge_batches
+from chatlearn.runtime.seeding import derive_seed, seed_everything
+from chatlearn.types import Batch, SampleIds, num_rows
+
+
+@dataclass(frozen=True)
+class ReplicaSettings:
+    """What a replica is told about its run.
+
+    Attributes:
+        seed: the run's seed.
+        model_args: ``models.<name>.args``, checked by the class's ``Args`` if it has one.
+        module_args: the section ``models.<name>``.
+        runtime_args: the section ``runtime``.
+        num_threads: torch threads while the module's functions run (sums differ between thread counts).
+    """
+
+    seed: int
+    model_args: Any
+    module_args: Any
+    runtime_args: Any
+    num_threads: int = 1
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of batches that live somewhere on the cluster.
+
+    Attributes:
+        sources: futures of batches with the same rows (or the batches themselves), merged into one dict; later ones win.
+        rows: which rows, in order; ``None`` means all of them.
+    """
+
+    sources: tuple[Any, ...]
+    rows: Sequence[int] | None = None
+
+
+Value = tuple[Rows, ...] | Any
+"""What one reference of a flow stands for: :class:`Rows` to be concatenated, or the future of a list of micro-batches."""
+
+
+@dataclass(frozen=True)
+class StepCall:
+    """One call of one step.
+
+    Attributes:
+        step: the method.
+        phase: ``experience``, ``train`` or ``eval``; part of the seed's key.
+        occurrence: of the step in its flow; part of the seed's key.
+        index: batch index; part of the seed's key.
+        constants: arguments that were plain values in the flow.
+        run_parameters: ``iteration``, ``is_eval`` and what ``train_info`` needs.
+        ids: of all rows of the call.
+        used: something reads the output, so there must be one.
+        micro_batch_size: set in a training flow: the step works on a list of micro-batches.
+        place: words for errors, such as ``episode 3, batch 17``.
+    """
+
+    step: str
+    phase: str
+    occurrence: int
+    index: int
+    constants: Mapping[str, Any]
+    run_parameters: Mapping[str, Any]
+    ids: SampleIds
+    used: bool = True
+    micro_batch_size: int | None = None
+    place: str = ""
+
+
+Metrics = list[tuple[str, float, str, int]]
+"""What a call logged: (name, value, reduction, number of samples)."""
+
+
+class Worker:
+    """One rank of a replica."""
+
+    def __init__(self, description: Description, replica: int, settings: ReplicaSettings) -> None:
+        self.name = description.name
+        self.replica = replica
+        self.settings = settings
+        args, kwargs = copy.deepcopy((description.args, description.kwargs))
+        self._enter("construct")
+        self.module: BaseModule = description.module_class(*args, **kwargs)
+        self.module.__dict__["_context"] = ModuleContext(
+            model_args=settings.model_args,
+            module_args=settings.module_args,
+            runtime_args=settings.runtime_args,
+            replica_id=replica,
+        )
+        self._datasets: dict[str, Any] = {}
+
+    def __str__(self) -> str:
+        return f"{self.name}[{self.replica}]"
+
+    def ping(self) -> str:
+        """Control call: answers with the worker's name."""
+        return str(self)
+
+    def setup(self) -> None:
+        """Runs the module's ``setup``; every replica gets the same seed."""
+        self._enter("setup")
+        if hasattr(self.module, "setup"):
+            self._run("setup", "", self.module.setup)
+
+    def hook(self, name: str, *place: Any) -> Any:
+        """Runs a method of the module's life cycle, such as ``before_episode``, if the class has it."""
+        function = getattr(self.module, name, None)
+        if function is None:
+            return None
+        self._enter(name, *place)
+        return self._run(name, " ".join(map(str, place)), function)
+
+    def apply(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Calls ``function(module, *args)`` here."""
+        return function(self.module, *args)
+
+    def build_dataset(self, key: str, prompts: Any, is_eval: bool) -> int:
+        """Builds a data set from prompts (``key`` names it for :meth:`fetch`) and returns its length."""
+        self._enter("build_dataset", is_eval)
+        self._datasets[key] = self._run("build_dataset", "", lambda: open_dataset(self.module, prompts, is_eval))
+        return len(self._datasets[key])
+
+    def fetch(self, key: str, indices: Sequence[int], position: int) -> Batch:
+        """Fetches and collates samples; ``position`` is the sampler's, and with the data set's purpose keys the seed."""
+        self._enter("fetch", key.split("-")[0], position)
+        try:
+            return normalise(fetch(self._datasets[key], indices), len(indices))
+        except DataError as error:
+            raise DataError(f"{self}: samples {list(indices[:4])}…: {error}") from error.__cause__
+
+    def run(self, call: StepCall, inputs: Mapping[str, Sequence[Value]]) -> tuple[Any, Metrics]:
+        """Runs a step; the values of each data parameter are merged into one dict (later ones win).
+
+        Returns:
+            The output (``None``, a batch, or a list of micro-batches) and the metrics that it logged.
+
+        Raises:
+            StepError: the step raised (its exception is the cause), returned something that is no batch, or returned another number of rows.
+            DataError: the inputs can't be gathered.
+        """
+        function = self.module._step_functions[call.step]
+        signature = step_signature(function)
+        seed = derive_seed(self.settings.seed, call.phase, self.name, call.step, call.occurrence)
+        self._enter(call.phase, call.step, call.occurrence, call.index)
+        context = self.module._context
+        context.seed, context.ids, context.metrics = seed, call.ids, []
+        data = {name: _gather(values, call.micro_batch_size) for name, values in inputs.items()}
+        if call.micro_batch_size is None or call.step == "train_step":
+            parameters = signature.run_parameters(self._run_parameters(call))
+            output = self._step(call, function, {**data, **call.constants, **parameters}, data)
+            output = None if call.step == "train_step" else self._checked(call, output, len(call.ids))
+        else:
+            output = self._per_micro_batch(call, function, data)
+        return output, self._take_metrics(len(call.ids))
+
+    def gather(self, value: tuple[Rows, ...]) -> Batch:
+        """Rows from several places as one batch that lives here."""
+        return _rows_of(value)
+
+    def _per_micro_batch(self, call: StepCall, function: Callable[..., Any], data: dict[str, list[Batch]]) -> list[Batch] | None:
+        """In a training flow steps other than ``train_step`` see one micro-batch at a time."""
+        assert call.micro_batch_size is not None
+        context = self.module._context
+        parameters = step_signature(function).run_parameters({"iteration": call.run_parameters.get("iteration")})
+        outputs = []
+        for start, ids in zip(itertools.count(), _split_ids(call.ids, call.micro_batch_size), strict=False):
+            context.ids = ids
+            piece = {name: micro_batches[start] for name, micro_batches in data.items()}
+            output = self._step(call, function, {**piece, **call.constants, **parameters}, piece)
+            outputs.append(self._checked(call, output, len(ids)))
+        return None if outputs and outputs[0] is None else outputs
+
+    def _step(self, call: StepCall, function: Callable[..., Any], arguments: dict[str, Any], data: dict[str, Any]) -> Any:
+        mutates = self.module.mutates_inputs
+        own = {name: _own(value, mutates) for name, value in data.items()}
+        watched = [] if mutates else [(key, t, t._version) for value in own.values() for key, t in _tensors(value)]
+        result = self._run(
+            call.step,
+            call.place,
+            lambda: step_signature(function).call(function, self.module, {**arguments, **own}),
+            ids=self.module._context.ids,
+        )
+        if changed := [key for key, tensor, version in watched if tensor._version != version]:
+            raise StepError(
+                f"{self}.{call.step} changes its input {', '.join(map(repr, dict.fromkeys(changed)))} in place ({call.place}). Other "
+                f"steps read the same tensor: work on a copy (`x = x.clone()`), or set `mutates_inputs = True` on the class to get "
+                f"copies."
+            )
+        return result
+
+    def _run(self, step: str, place: str, function: Callable[[], Any], ids: SampleIds | None = None) -> Any:
+        """Calls a user's function; its exception comes out as a StepError with the user's traceback first."""
+        if torch.get_num_threads() != self.settings.num_threads:
+            torch.set_num_threads(self.settings.num_threads)
+        try:
+            return function()
+        except (ChatLearnError, bdb.BdbQuit):
+            raise
+        except Exception as error:
+            where = ", ".join(filter(None, [place, _sample_words(ids)]))
+            raise StepError(
+                f"{type(error).__name__}: {error}\n  raised in {self}.{step}, rank 0{', ' + where if where else ''}. The traceback of "
+                f"the module's own code stands above."
+            ) from error
+
+    def _run_parameters(self, call: StepCall) -> dict[str, Any]:
+        parameters = dict(call.run_parameters)
+        if call.step == "train_step":
+            assert call.micro_batch_size is not None
+            pieces = _split_ids(call.ids, call.micro_batch_size)
+            parameters["train_info"] = {
+                **parameters.get("train_info", {}),
+                "sample_ids": [list(ids.sample_ids) for ids in pieces],
+                "group_ids": [list(ids.group_ids) for ids in pieces],
+            }
+        return parameters
+
+    def _checked(self, call: StepCall, output: Any, rows: int) -> Batch | None:
+        place = f"{self}.{call.step} ({call.place})"
+        if output is None:
+            if call.used:
+                raise StepError(f"{place} returns nothing, but the flow uses its output. Return a dict with the keys that it adds.")
+            return None
+        if not isinstance(output, dict):
+            raise StepError(
+                f"{place} returns {type(output).__name__}, but a step returns a dict from names to batch-first tensors, arrays or lists "
+                f"(or nothing)."
+            )
+        try:
+            return normalise(output, rows)
+        except DataError as error:
+            raise StepError(f"{place} returns a malformed batch: {error}") from None
+
+    def _take_metrics(self, rows: int) -> Metrics:
+        metrics, self.module._context.metrics = self.module._context.metrics, []
+        return [(f"{self.name}/{name}", float(value), reduction, rows) for name, value, reduction in metrics]
+
+    def _enter(self, *place: Any) -> None:
+        seed_everything(derive_seed(self.settings.seed, self.name, *place))
+
+
+def normalise(batch: Batch, rows: int | None = None, path: str = "") -> Batch:
+    """Brings a batch into the form that travels: tensors detached, contiguous and outside of inference mode; arrays contiguous.
+
+    Args:
+        batch: what a step or a collation returned.
+        rows: the number of rows that every value must have; ``None`` takes the first value's.
+        path: key path of a nested dict, for errors.
+
+    Raises:
+        DataError: a key that is no string, a value that has no rows, or another number of rows.
+    """
+    result: Batch = {}
+    for key, value in batch.items():
+        name = f"{path}{key}"
+        if not isinstance(key, str):
+            raise DataError(f"the key {key!r} is not a string.")
+        if isinstance(value, dict):
+            result[key] = normalise(value, rows, f"{name}.")
+            rows = num_rows(value) if rows is None and value else rows
+            continue
+        if isinstance(value, torch.Tensor):
+            value = _normal_tensor(value)
+        elif isinstance(value, np.ndarray):
+            value = np.ascontiguousarray(value) if value.ndim else value
+        elif isinstance(value, tuple):
+            value = list(value)
+        scalar = not isinstance(value, (torch.Tensor, np.ndarray, list)) or (not isinstance(value, list) and value.ndim == 0)
+        if scalar:
+            raise DataError(
+                f"{name!r} is {type(value).__name__} without rows; values are tensors or arrays with the samples first, or lists with one "
+                f"entry per sample. A number that describes the whole batch belongs into self.log({name!r}, …)."
+            )
+        rows = len(value) if rows is None else rows
+        if len(value) != rows:
+            raise DataError(
+                f"{name!r} has {len(value)} rows where {rows} are expected; every value has one row per sample of the batch, in the "
+                f"same order."
+            )
+        result[key] = value
+    return result
+
+
+def _normal_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    tensor = tensor.detach().contiguous()
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
+def _gather(values: Sequence[Value], micro_batch_size: int | None) -> Any:
+    """One parameter's data: a batch, or in a training flow a list of micro-batches."""
+    if micro_batch_size is None:
+        return merge_batches([_rows_of(value) for value in values])
+    parts = [value if isinstance(value, list) else split(_rows_of(value), micro_batch_size) for value in values]
+    return parts[0] if len(parts) == 1 else [merge_batches(part) for part in zip(*parts, strict=True)]
+
+
+def _rows_of(value: tuple[Rows, ...]) -> Batch:
+    return merge([_selected(rows) for rows in value])
+
+
+def _selected(rows: Rows) -> Batch:
+    batch = merge_batches(rows.sources)
+    return batch if rows.rows is None else select(batch, rows.rows)
+
+
+def _split_ids(ids: SampleIds, size: int) -> list[SampleIds]:
+    return [ids.slice(start, min(start + size, len(ids))) for start in range(0, len(ids), size)]
+
+
+def _own(data: Any, copied: bool) -> Any:
+    """A step's own dicts and lists around shared tensors, arrays as read-only views; with ``copied`` everything is its own."""
+    if copied:
+        return copy.deepcopy(data)
+    return [_own_value(part) for part in data] if isinstance(data, list) else _own_value(data)
+
+
+def _own_value(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _own_value(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return list(value)
+    if isinstance(value, np.ndarray):
+        value = value.view()
+        value.flags.writeable = False
+    return value
+
+
+def _tensors(data: Any, key: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of a batch, or of a list of micro-batches, with their key paths."""
+    if isinstance(data, torch.Tensor):
+        yield key, data
+    elif isinstance(data, dict):
+        for name, part in data.items():
+            yield from _tensors(part, f"{key}.{name}" if key else name)
+    elif isinstance(data, list) and not key:
+        for part in data:
+            yield from _tensors(part)
+
+
+def _sample_words(ids: SampleIds | None) -> str:
+    if not ids:
+        return ""
+    shown = ", ".join(map(str, ids.sample_ids[:8]))
+    return f"sample ids [{shown}{', …' if len(ids) > 8 else ''}]"
+
+
+def check_replicable(module: BaseModule, num_replica: int) -> None:
+    """Raises ModuleError where a stateful module is given several replicas."""
+    if module.stateful and num_replica > 1:
+        raise ModuleError(
+            f"{module.name}: {type(module).__name__} is stateful (it keeps state between calls), so it has one replica, but "
+            f"`models.{module.name}.num_replica` is {num_replica}. Set it to 1."
+        )

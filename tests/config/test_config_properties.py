@@ -1,0 +1,131 @@
+"""Invariants over random configurations and random text."""
+
+import math
+from contextlib import suppress
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from chatlearn.config import Config, load_config, load_config_text
+from chatlearn.errors import ConfigError
+
+FAST = settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+
+TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
+KEYS = st.one_of(TEXT, st.sampled_from(["null", "1e-4", "<<", "=", "yes", "a: b", "#", "010", "${X}"]))
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(allow_nan=False),
+    TEXT,
+    st.sampled_from(
+        ["1e-4", "010", "08", "2024-01-01", "12:30", "~", "on", ".5", "1_0", "!x", "&a", "*a", "- a"]
+    ),
+)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS | st.integers(), inner, max_size=3),
+    max_leaves=8,
+)
+COUNT = st.integers(1, 10**6)
+NAMES = st.text(st.characters(codec="utf-8", exclude_characters="/\\\0$"), min_size=1, max_size=8).filter(
+    lambda name: name.strip() and name not in (".", "..")
+)
+MODELS = st.dictionaries(
+    KEYS.filter(lambda key: "." not in key),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "num_cpu": st.integers(0, 99),
+            "num_replica": COUNT,
+            "trainable": st.booleans(),
+            "generation_batch_size": st.none() | COUNT,
+            "args": st.dictionaries(KEYS, VALUES, max_size=4),
+        },
+    ),
+    max_size=3,
+)
+
+
+@st.composite
+def configs(draw) -> Config:
+    models = draw(MODELS)
+    micro = draw(st.integers(1, 64))
+    runtime = {
+        "seed": draw(st.integers(0, 2**63 - 1)),
+        "train_micro_batch_size": micro,
+        "train_global_batch_size": draw(st.none() | st.integers(1, 9).map(lambda times: times * micro)),
+        "save_episode_interval": draw(st.none() | st.integers(0, 9)),
+        "resume": draw(st.sampled_from(["never", "auto", "true", "runs/a: b", "3"])),
+        "exp_name": draw(NAMES),
+        "log_samples": draw(st.just("all") | st.integers(0, 99)),
+        "export": list(models)[:1],
+        draw(st.sampled_from(["num_episode", "num_ppo_episode"])): draw(COUNT),
+    }
+    return Config(models=models, **{draw(st.sampled_from(["runtime", "rlhf"])): runtime})
+
+
+@FAST
+@given(configs())
+def test_round_trip(config):
+    text = config.to_yaml()
+    again = load_config_text(text)
+    assert again == config
+    assert again.to_yaml().count("# ") >= len(config.sources)
+    assert all("  # " in line for line in text.splitlines())
+    assert Config(**config.model_dump()) == config
+    assert load_config(config) == config
+
+
+YAML_WORDS = st.lists(
+    st.sampled_from(
+        [
+            *("runtime", "rlhf", "models", "runtime_env", "seed", "num_episode", "args", "policy", "export"),
+            *(":", ":\n", "-", "- -", "[", "]", "{", "}", ",", "|", ">", "?", "%", "@", "`", "#", "'", '"'),
+            *("!", "!!", "!!int", "!!set", "&", "&a", "*a", "<<", "~", "---", "...", "=", "1e5", "true"),
+            *("\t", "\n", "\n\n", "\n  ", "\n    ", "${", "${X}", "${X:1}", "$${X}"),
+        ]
+    ),
+    max_size=25,
+).map(" ".join)
+
+
+@settings(FAST, max_examples=400)
+@given(st.one_of(TEXT, YAML_WORDS, VALUES.map(str), st.text(max_size=40)))
+def test_random_text_raises_nothing_else(text):
+    try:
+        config = load_config_text(text)
+    except ConfigError:
+        return
+    assert isinstance(config, Config)
+
+
+@FAST
+@given(
+    st.dictionaries(st.sampled_from(["runtime", "rlhf", "models", "runtime_env"]) | KEYS, VALUES, max_size=3)
+)
+def test_random_dict_raises_nothing_else(data):
+    with suppress(ConfigError):
+        load_config(data)
+
+
+@FAST
+@given(
+    st.lists(st.sampled_from(["runtime.seed", "models.a.args.x", "models.a", "x.y", "runtime"]), max_size=3),
+    TEXT,
+)
+def test_random_override_raises_nothing_else(keys, value):
+    with suppress(ConfigError):
+        load_config(None, [f"{key}={value}" for key in keys])
+
+
+@FAST
+@given(st.floats(allow_nan=False))
+def test_floats_stay_floats(number):
+    read = load_config_text(
+        f"models: {{a: {{args: {{x: {number!r}}}}}}}" if math.isfinite(number) else "models: {}"
+    )
+    if math.isfinite(number):
+        assert read.models["a"].args["x"] == number
+        assert isinstance(read.models["a"].args["x"], float)

@@ -1,0 +1,266 @@
+"""What bad configurations get: the words, the place, the fix."""
+
+import pytest
+
+from chatlearn.config import Problem, load_config, raise_problems
+from chatlearn.errors import ConfigError
+
+
+def test_all_at_once_in_the_order_of_lines(problems, monkeypatch):
+    monkeypatch.delenv("MISSING", raising=False)
+    text = """\
+runtime_env:
+  isolate: maybe
+models:
+  policy:
+    num_replica: 0
+    args: {path: "${MISSING}"}
+rlhf:
+  num_epsiode: 3
+  train_micro_batch_size: 4
+  train_global_batch_size: 6
+  export: polcy
+  log_interval: 2
+  log_interval: 3
+"""
+    lines = problems(text, "runtime.seed=x", "runtme.seed=1").splitlines()
+    assert lines[0] == "9 problems in the configuration:"
+    numbered = [line for line in lines if not line.startswith("     ")][1:]
+    starts = [
+        " 1. ppo.yaml:2  runtime_env.isolate: expected true or false, got 'maybe'",
+        " 2. ppo.yaml:5  models.policy.num_replica: expected an integer >= 1, got 0",
+        " 3. ppo.yaml:6  models.policy.args.path: the environment variable MISSING has no value",
+        " 4. ppo.yaml:8  rlhf.num_epsiode: unknown key; did you mean `num_episode`?",
+        " 5. ppo.yaml:10  rlhf.train_global_batch_size: must be a multiple of train_micro_batch_size, which is 4; got 6",
+        " 6. ppo.yaml:11  rlhf.export: `polcy` is no entry under models; did you mean `policy`?",
+        " 7. ppo.yaml:13  rlhf.log_interval: given twice (first at ppo.yaml:12)",
+        " 8. command line  runtme.seed: unknown section `runtme`; did you mean `runtime`?",
+        " 9. command line  runtime.seed: expected an integer >= 0 and < 2**63, got 'x'",
+    ]
+    assert numbered == starts
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("runtime: {seed: true}", "runtime.seed: expected an integer >= 0 and < 2**63, got true"),
+        ("runtime: {seed: -1}", "got -1"),
+        (f"runtime: {{seed: {2**63}}}", f"got {2**63}"),
+        ("runtime: {num_episode: 0}", "runtime.num_episode: expected an integer >= 1, got 0"),
+        ("runtime: {num_ppo_episode: 0}", "runtime.num_ppo_episode: expected an integer >= 1, got 0"),
+        ("runtime: {num_episode: 1e3}", "Fix: write 1000."),
+        ("runtime: {num_episode: '8'}", "Fix: write 8 without quotes."),
+        ("runtime: {num_episode: }", "expected an integer >= 1, got nothing (null)"),
+        ("runtime: {num_episode: }", "leave the key out to take the default, 5000"),
+        ("runtime: {num_episode: [1]}", "expected an integer >= 1, got a list"),
+        ("runtime: {save_episode_interval: -1}", "expected an integer >= 0 or null, got -1"),
+        ("runtime: {exp_name: 3}", "expected text, got 3\n     Fix: put it in quotes: exp_name: '3'."),
+        ("runtime: {exp_name: a/b}", "must be a plain folder name without separators, got 'a/b'"),
+        ("runtime: {exp_name: ..}", "must be a plain folder name"),
+        ("runtime: {exp_name: .}", "must be a plain folder name"),
+        ("runtime: {exp_name: 'a\\b'}", "must be a plain folder name"),
+        ("runtime: {exp_name: ''}", "runtime.exp_name: must not be empty"),
+        ("runtime: {output_dir: ''}", "runtime.output_dir: must not be empty"),
+        ("runtime:\n  output_dir: ${HOME}/runs", "only a whole value can come from the environment"),
+        ("runtime: {resume: 3}", "runtime.resume: expected text, got 3"),
+        ("runtime: {log_samples: some}", "expected an integer >= 0 or `all`, got 'some'"),
+        ("runtime: {log_samples: -1}", "expected an integer >= 0 or `all`, got -1"),
+        ("runtime: {log_samples: true}", "expected an integer >= 0 or `all`, got true"),
+        ("runtime: {export: 3}", "runtime.export: expected a list, got 3"),
+        ("runtime: {export: [3]}", "runtime.export.0: expected text, got 3"),
+        ("runtime: {train_micro_batch_size: 8, train_global_batch_size: 4}", "Fix: set it to 8."),
+        ("runtime: {train_micro_batch_size: 4, train_global_batch_size: 6}", "Fix: set it to 4 or 8."),
+        ("runtime: {train_micro_batch_size: x, train_global_batch_size: null}", "1 problem in"),
+        ("runtime: [1]", "runtime: expected a mapping, got a list"),
+        ("rlhf: 3", "rlhf: expected a mapping, got 3"),
+        ("models: [a]", "models: expected a mapping, got a list"),
+        ("models: {a: 3}", "models.a: expected a mapping, got 3"),
+        ("models: {a: {args: [1]}}", "models.a.args: expected a mapping, got a list"),
+        ("models: {a: {trainable: 'yes please'}}", "expected true or false, got 'yes please'"),
+        ("models: {a: {trainable: 1}}", "expected true or false, got 1"),
+        ("models: {a: {generation_batch_size: 0}}", "expected an integer >= 1 or null, got 0"),
+        ("models: {3: {}}", "models.3: a key must be text, got 3"),
+        ("models: {a: {args: {3: 4}}}", "models.a.args.3: a key must be text, got 3"),
+        ("runtime_env: {backend: ray}", "runtime_env.backend: expected `local`, got 'ray'"),
+    ],
+)
+def test_wrong_values(problems, text, words):
+    found = problems(text)
+    assert "ppo.yaml:" in found
+    assert words in found
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("runtme: {}", "ppo.yaml:1  runtme: unknown key; did you mean `runtime`?"),
+        ("rlfh: {}", "rlfh: unknown key; did you mean `rlhf`?"),
+        (
+            "num_episode: 3",
+            "unknown key here; `num_episode` belongs under runtime\n     Fix: move it under runtime.",
+        ),
+        (
+            "models: {a: {num_episode: 3}}",
+            "models.a.num_episode: unknown key here; `num_episode` belongs under runtime",
+        ),
+        ("models: {a: {num_epsiode: 3}}", "`num_episode` belongs under runtime"),
+        ("runtime: {num_replica: 3}", "`num_replica` belongs under models.<name>"),
+        ("runtime: {isolate: true}", "`isolate` belongs under runtime_env"),
+        ("models: {a: {lr: 3}}", "a setting of your own belongs under models.a.args"),
+        (
+            "runtime: {zzz: 3}",
+            "runtime.zzz: unknown key\n     Fix: remove it; known keys: seed, num_episode,",
+        ),
+        ("runtime: {num_ppo_epsiode: 3}", "did you mean `num_ppo_episode`?"),
+    ],
+)
+def test_unknown_keys(problems, text, words):
+    assert words in problems(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "runtime: {seed: 1}\nrlhf: {seed: 2}",
+            "ppo.yaml:2  rlhf: the same key as `runtime`, which is given too",
+        ),
+        (
+            "runtime:\n  num_episode: 1\n  num_ppo_episode: 1",
+            "ppo.yaml:3  runtime.num_ppo_episode: the same key as `runtime.num_episode`",
+        ),
+        ("models:\n  a: {}\n  a: {}", "ppo.yaml:3  models.a: given twice (first at ppo.yaml:2)"),
+        (
+            "models:\n  a:\n    args:\n      x: {y: 1,\n       y: 2}",
+            "ppo.yaml:5  models.a.args.x.y: given twice",
+        ),
+    ],
+)
+def test_given_twice(problems, text, words):
+    assert words in problems(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("runtime:\n  seed: {1\n", "ppo.yaml:3: not valid YAML: expected ',' or '}'"),
+        ("runtime:\n\tseed: 1\n", "Fix: indent with spaces, not with tabs."),
+        ("runtime:\n  seed: ${X: 3}\n", "ppo.yaml:2: not valid YAML: mapping values are not allowed here"),
+        ("runtime: {}\n---\nmodels: {}\n", "ppo.yaml:2: not valid YAML: expected a single document"),
+        ("runtime: *nothing", "ppo.yaml:1: not valid YAML: found undefined alias 'nothing'"),
+        ("runtime: \x07", "ppo.yaml:1: not valid YAML: special characters are not allowed"),
+        ("- a\n", "ppo.yaml:1: expected sections at the top level, got a list"),
+        ("text", "ppo.yaml:1: expected sections at the top level, got 'text'"),
+        ("\nruntime: !!python/object/apply:os.getcwd []", "ppo.yaml:2  runtime: the YAML tag"),
+        ("runtime:\n  seed: !!python/name:os.getcwd ''", "ppo.yaml:2  runtime.seed: the YAML tag"),
+        ("runtime:\n  seed: !!int x", "ppo.yaml:2  runtime.seed: 'x' is not a valid int"),
+        ("runtime:\n  seed: !!bool x", "ppo.yaml:2  runtime.seed: 'x' is not a valid bool"),
+        ("runtime:\n  seed: !!float ''", "ppo.yaml:2  runtime.seed: '' is not a valid float"),
+        ("runtime:\n  seed: " + "9" * 5000, "ppo.yaml:2  runtime.seed:"),
+        ("runtime:\n  seed: 0x" + "f" * 5000, "got a very large integer"),
+        ("models:\n  ? [a]\n  : 3", "ppo.yaml:2  models: a key must be a single word"),
+        ("models: &m\n  a: {args: {m: *m}}", "a YAML alias contains itself"),
+        ("models: " + "[" * 3000, "ppo.yaml"),
+        (
+            "models:\n  a:\n    args:\n      x0: &x0 [1, 1, 1, 1, 1, 1, 1, 1, 1]\n"
+            + "".join(f"      x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 9)}]\n" for i in range(1, 9)),
+            "more than 100000 values",
+        ),
+    ],
+)
+def test_broken_yaml(problems, text, words):
+    assert words in problems(text)
+
+
+def test_environment_is_the_place(problems, monkeypatch):
+    monkeypatch.setenv("SEED", "x")
+    words = "environment SEED (ppo.yaml:1)  runtime.seed: expected an integer >= 0 and < 2**63, got 'x'"
+    assert words in problems("runtime: {seed: '${SEED}'}")
+
+
+def test_environment_without_a_value(problems, monkeypatch):
+    monkeypatch.setenv("SEED", "")
+    found = problems("runtime:\n  seed: ${SEED}")
+    assert "ppo.yaml:2  runtime.seed: the environment variable SEED has no value" in found
+    assert "set SEED, or write a default: ${SEED:default}" in found
+
+
+def test_environment_with_broken_yaml(problems, monkeypatch):
+    monkeypatch.setenv("SEED", "[1")
+    assert "environment SEED (ppo.yaml:2)  runtime.seed: not valid YAML" in problems(
+        "runtime:\n  seed: ${SEED}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        (
+            "runtime.num_epsiode=3",
+            "command line  runtime.num_epsiode: unknown key; did you mean `num_episode`?",
+        ),
+        ("runtime.seed='3'", "command line  runtime.seed: expected an integer"),
+        ("runtime.seed=[1", "command line  runtime.seed: not valid YAML"),
+        (
+            "runtime.seed.x=1",
+            "command line  runtime.seed.x: `runtime.seed` is 1, so nothing can be set below it",
+        ),
+        ("runtime=1", "command line: expected an override, got 'runtime=1'"),
+        ("runtime.=1", "write section.key=value, as in runtime.num_episode=3"),
+        (
+            "--runtime.seed=1",
+            "command line  runtime.seed: an override has no dashes\n     Fix: write runtime.seed=1.",
+        ),
+        ("model.policy.num_cpu=1", "unknown section `model`; did you mean `models`?"),
+        (
+            "zzz.a=1",
+            "command line  zzz.a: unknown section `zzz`\n     Fix: begin with one of: runtime_env, models,",
+        ),
+    ],
+)
+def test_bad_overrides(problems, override, words):
+    assert words in problems("runtime: {seed: 1}", override)
+
+
+def test_export_is_free_while_there_are_no_models():
+    assert load_config({"runtime": {"export": "policy"}}).runtime.export == ["policy"]
+
+
+def test_missing_file(folder):
+    (folder / "ppo.yaml").write_text("")
+    (folder / "notes.txt").write_text("")
+    with pytest.raises(ConfigError) as caught:
+        load_config("poo.yaml")
+    assert f"{folder / 'poo.yaml'}: no such file" in str(caught.value)
+    assert "the nearest name in that folder is ppo.yaml" in str(caught.value)
+
+
+def test_missing_folder(folder):
+    with pytest.raises(ConfigError, match="there is no folder .*nowhere"):
+        load_config("nowhere/ppo.yaml")
+
+
+def test_unreadable_files(folder):
+    with pytest.raises(ConfigError, match="it is a folder"):
+        load_config(folder)
+    (folder / "bad.yaml").write_bytes(b"runtime: \xff")
+    with pytest.raises(ConfigError, match=r"not UTF-8 text \(byte 9\)"):
+        load_config("bad.yaml")
+    with pytest.raises(ConfigError, match="can't be read"):
+        load_config("a\0b")
+
+
+def test_a_dict_that_contains_itself():
+    endless: dict = {}
+    endless["models"] = endless
+    with pytest.raises(ConfigError, match="nested too deeply"):
+        load_config(endless)
+
+
+def test_raise_problems():
+    raise_problems([])
+    problem = Problem("f.yaml:3", "runtime.x", "is wrong", "change it")
+    with pytest.raises(ConfigError) as caught:
+        raise_problems([problem, problem])
+    text = "1 problem in the configuration:\n 1. f.yaml:3  runtime.x: is wrong\n     Fix: change it."
+    assert str(caught.value) == text

@@ -1,0 +1,67 @@
+"""The reward by reasoning-gym: scores as the library documents them, copies, and what bad arguments get."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import sys
+
+import pytest
+
+from chatlearn.errors import DataError
+from chatlearn.rewards import ReasoningGymReward, score
+
+PROMPT = "Spell this word backward (example: sun -> nus): tiger"
+ENTRY = {"question": PROMPT, "answer": "regit", "metadata": {"word": "tiger", "word_len": 5}}
+
+
+@pytest.fixture(scope="module")
+def reward():
+    return ReasoningGymReward("spell_backward", min_word_len=3, max_word_len=7)
+
+
+def scores(reward, answers, **columns):
+    columns = {"entry": [ENTRY] * len(answers), **columns}
+    return score(reward, [PROMPT] * len(answers), answers, columns)
+
+
+def test_scores_are_shares_of_right_positions(reward):
+    """By hand: tiger reversed is regit; 'regxx' has 3 of 5 places right, 'tiger' one (the g), '' none."""
+    assert scores(reward, ["regit", "regxx", "tiger", ""]) == pytest.approx([1.0, 0.6, 0.2, 0.0])
+
+
+def test_unfinished_answers_get_nothing(reward):
+    assert scores(reward, ["regit", "regit"], finished=[True, False]) == [1.0, 0.0]
+
+
+def test_the_entry_is_needed(reward):
+    with pytest.raises(DataError, match="no column 'entry'"):
+        score(reward, [PROMPT], ["regit"], {"answer": ["regit"]})
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda reward: pickle.loads(pickle.dumps(reward))])
+def test_copies_and_pickles(reward, duplicate):
+    twin = duplicate(reward)
+    assert (twin.dataset, twin.config) == ("spell_backward", {"min_word_len": 3, "max_word_len": 7})
+    assert scores(twin, ["regit", "regxx"]) == scores(reward, ["regit", "regxx"])
+    assert len(pickle.dumps(reward)) < 500  # the arguments, not the data set's words
+
+
+def test_repr(reward):
+    assert repr(reward) == "ReasoningGymReward('spell_backward', min_word_len=3, max_word_len=7)"
+
+
+def test_an_unknown_data_set_names_the_nearest():
+    with pytest.raises(DataError, match="Did you mean 'spell_backward'"):
+        ReasoningGymReward("spell_backwards")
+
+
+def test_a_bad_config_names_the_fields():
+    with pytest.raises(DataError, match=r"max_len.*Its fields: .*max_word_len"):
+        ReasoningGymReward("spell_backward", max_len=3)
+
+
+def test_absent_library_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "reasoning_gym", None)
+    with pytest.raises(DataError, match=r"pip install 'chatlearn\[demo\]'"):
+        ReasoningGymReward("spell_backward")
