@@ -140,6 +140,16 @@ def test_lambda_one_gives_discounted_returns(rollout: tuple, gamma: float) -> No
                 assert returns[row, t].item() == pytest.approx(total, abs=1e-9)
 
 
+def test_long_rows_keep_the_order_of_their_tokens() -> None:
+    """Long enough for a sort that would mix up equal keys."""
+    generator = torch.Generator().manual_seed(0)
+    rewards = torch.randn(2, 1000, dtype=torch.float64, generator=generator)
+    mask = torch.rand(2, 1000, generator=generator) < 0.7
+    _, returns = gae(rewards, torch.zeros_like(rewards), mask, gamma=1.0, lam=1.0)
+    to_go = torch.where(mask, rewards, 0).flip(1).cumsum(1).flip(1)
+    torch.testing.assert_close(returns, torch.where(mask, to_go, 0))
+
+
 def test_lambda_zero_gives_one_step_residuals() -> None:
     advantages, _ = gae(
         torch.tensor([[1.0, 2.0]]), torch.tensor([[10.0, 20.0]]), torch.ones(1, 2), gamma=0.5, lam=0.0

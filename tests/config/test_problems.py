@@ -31,7 +31,8 @@ rlhf:
         " 2. ppo.yaml:5  models.policy.num_replica: expected an integer >= 1, got 0",
         " 3. ppo.yaml:6  models.policy.args.path: the environment variable MISSING has no value",
         " 4. ppo.yaml:8  rlhf.num_epsiode: unknown key; did you mean `num_episode`?",
-        " 5. ppo.yaml:10  rlhf.train_global_batch_size: must be a multiple of train_micro_batch_size, which is 4; got 6",
+        " 5. ppo.yaml:10  rlhf.train_global_batch_size: "
+        "must be a multiple of train_micro_batch_size, which is 4; got 6",
         " 6. ppo.yaml:11  rlhf.export: `polcy` is no entry under models; did you mean `policy`?",
         " 7. ppo.yaml:13  rlhf.log_interval: given twice (first at ppo.yaml:12)",
         " 8. command line  runtme.seed: unknown section `runtme`; did you mean `runtime`?",
@@ -236,7 +237,7 @@ def test_missing_file(folder):
 
 
 def test_missing_folder(folder):
-    with pytest.raises(ConfigError, match="there is no folder .*nowhere"):
+    with pytest.raises(ConfigError, match=r"there is no folder .*nowhere"):
         load_config("nowhere/ppo.yaml")
 
 

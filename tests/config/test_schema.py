@@ -158,7 +158,7 @@ def test_model_falls_back_only_while_there_are_no_models():
     assert Config().model("anything") == ModelConfig()
     config = Config(models={"policy": {"num_cpu": 2}})
     assert config.model("policy").num_cpu == 2
-    with pytest.raises(ConfigError, match="`polcy` has no entry under models.*`policy`"):
+    with pytest.raises(ConfigError, match=r"`polcy` has no entry under models.*`policy`"):
         config.model("polcy")
 
 

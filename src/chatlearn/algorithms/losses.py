@@ -33,7 +33,7 @@ from chatlearn.algorithms.masking import as_float, check_same_shape
 Aggregation: TypeAlias = Literal["token_mean", "seq_sum_mean", "seq_mean_mean", "constant"]
 
 MAX_LOG_RATIO = 80.0
-"""Largest log-ratio to be exponentiated: exp overflows at 88, and a clipped token's gradient be 0 * inf."""
+"""Largest log-ratio to be exponentiated: exp overflows at 88, a clipped token's gradient is then 0 * inf."""
 
 
 def aggregate(

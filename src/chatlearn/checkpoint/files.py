@@ -40,7 +40,9 @@ def load_state(stem: Path) -> Any:
     try:
         return _from_tree(tree, load_file(path) if path.exists() else {})
     except Exception as error:
-        raise CheckpointError(f"{path} can't be read: {error}. Resume from an earlier checkpoint of the run.") from error
+        raise CheckpointError(
+            f"{path} can't be read: {error}. Resume from an earlier checkpoint of the run."
+        ) from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -60,7 +62,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} can't be read: {error}. Resume from an earlier checkpoint of the run.") from error
+        raise CheckpointError(
+            f"{path} can't be read: {error}. Resume from an earlier checkpoint of the run."
+        ) from error
 
 
 def sync_to_disk(path: Path) -> None:
@@ -89,7 +93,12 @@ def _to_tree(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
     if isinstance(value, dict):
         if all(isinstance(key, str) and not key.startswith("$") for key in value):
             return {key: _to_tree(part, f"{path}/{key}", tensors) for key, part in value.items()}
-        return {"$items": [[_to_tree(key, path, tensors), _to_tree(part, f"{path}/{key}", tensors)] for key, part in value.items()]}
+        return {
+            "$items": [
+                [_to_tree(key, path, tensors), _to_tree(part, f"{path}/{key}", tensors)]
+                for key, part in value.items()
+            ]
+        }
     raise CheckpointError(
         f"{path.strip('/') or 'the state'} is {type(value).__name__}, which a checkpoint can't hold. Let state_dict() return tensors, arrays, "
         f"numbers, strings, and lists, tuples and dicts of these."

@@ -87,7 +87,11 @@ def _new(parent: Path, name: str) -> RunFolder:
 def _runs(parent: Path, name: str) -> list[Path]:
     """Folders of the runs of one name, by number."""
     pattern = re.compile(re.escape(name) + r"(?:-(\d+))?")
-    found = [(int(match[1] or 1), path) for path in parent.glob("*") if path.is_dir() and (match := pattern.fullmatch(path.name))]
+    found = [
+        (int(match[1] or 1), path)
+        for path in parent.glob("*")
+        if path.is_dir() and (match := pattern.fullmatch(path.name))
+    ]
     return [path for _, path in sorted(found)]
 
 
@@ -107,5 +111,9 @@ def _continued(path: Path) -> RunFolder:
     if result.is_file() and json.loads(result.read_text(encoding="utf-8")).get("status") == "finished":
         return RunFolder(path, finished=True, note=f"{path} is finished; there is nothing to resume.")
     checkpoint = CheckpointStore(path / "checkpoints").latest()
-    note = f"Going on from {checkpoint}." if checkpoint else f"{path} has no checkpoint yet; starting again in that folder."
+    note = (
+        f"Going on from {checkpoint}."
+        if checkpoint
+        else f"{path} has no checkpoint yet; starting again in that folder."
+    )
     return RunFolder(path, checkpoint, note=note)

@@ -91,7 +91,9 @@ def read_run_state(checkpoint: Path) -> tuple[RunState, dict[str, Any]]:
     """
     content = read_json(checkpoint / "run.json")
     if content.get("format") != FORMAT:
-        raise CheckpointError(f"{checkpoint} has format {content.get('format')!r}; this version reads format {FORMAT}.")
+        raise CheckpointError(
+            f"{checkpoint} has format {content.get('format')!r}; this version reads format {FORMAT}."
+        )
     return RunState(**content["state"]), content
 
 

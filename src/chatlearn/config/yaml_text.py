@@ -187,7 +187,8 @@ class _Reader:
                 path,
                 mark,
                 f"the environment variable {variable} has no value",
-                f"set {variable}, or write a default: ${{{variable}:default}}; for the text itself write $${{{variable}}}",
+                f"set {variable}, or write a default: ${{{variable}:default}}; "
+                f"for the text itself write $${{{variable}}}",
             )
         if self.environ.get(variable):
             mark = Mark(f"environment {variable} ({mark.source})", mark.key)

@@ -60,7 +60,9 @@ def pad(
     longest = max(len(sequence) for sequence in sequences)
     length = longest if length is None else length
     if longest > length:
-        raise DataError(f"pad(length={length}): a sequence has {longest} elements. Cut it first, or raise the length.")
+        raise DataError(
+            f"pad(length={length}): a sequence has {longest} elements. Cut it first, or raise the length."
+        )
     first = sequences[0]
     result = first.new_full((len(sequences), length, *first.shape[1:]), value)
     for row, sequence in zip(result, sequences, strict=True):
@@ -75,7 +77,11 @@ def split(batch: Batch, size: int) -> list[Batch]:
     ``merge(split(batch, size))`` is ``batch``.
     """
     rows = num_rows(batch)
-    return [batch] if rows <= size else [select(batch, range(i, min(i + size, rows))) for i in range(0, rows, size)]
+    return (
+        [batch]
+        if rows <= size
+        else [select(batch, range(i, min(i + size, rows))) for i in range(0, rows, size)]
+    )
 
 
 def select(batch: Batch, rows: Sequence[int]) -> Batch:
@@ -103,7 +109,9 @@ def merge(batches: Sequence[Batch], padding: float = 0) -> Batch:
     for batch in batches[1:]:
         if batch.keys() != first.keys():
             odd = sorted(set(first) ^ set(batch))
-            raise DataError(f"batches of one flow have different keys: {', '.join(odd)} is not in all of them.")
+            raise DataError(
+                f"batches of one flow have different keys: {', '.join(odd)} is not in all of them."
+            )
     return {key: _concatenate(key, [batch[key] for batch in batches], padding) for key in first}
 
 
@@ -114,20 +122,28 @@ def _select(value: Any, rows: Sequence[int]) -> Any:
         return value[rows.start : rows.stop]
     if isinstance(value, list):
         return [value[row] for row in rows]
-    return value[torch.as_tensor(rows, device=value.device) if isinstance(value, torch.Tensor) else np.asarray(rows)]
+    return value[
+        torch.as_tensor(rows, device=value.device) if isinstance(value, torch.Tensor) else np.asarray(rows)
+    ]
 
 
 def _concatenate(key: str, values: list[Any], padding: float) -> Any:
     first = values[0]
-    kinds = {kind for value in values for kind in (torch.Tensor, np.ndarray, list, dict) if isinstance(value, kind)}
+    kinds = {
+        kind for value in values for kind in (torch.Tensor, np.ndarray, list, dict) if isinstance(value, kind)
+    }
     if len(kinds) != 1:
-        raise DataError(f"{key!r} is {' and '.join(sorted(k.__name__ for k in kinds))} in batches that belong together.")
+        raise DataError(
+            f"{key!r} is {' and '.join(sorted(k.__name__ for k in kinds))} in batches that belong together."
+        )
     if isinstance(first, dict):
         return merge(values, padding)
     if isinstance(first, list):
         return [entry for value in values for entry in value]
     if len({value.ndim for value in values}) != 1:
-        raise DataError(f"{key!r} has {' and '.join(str(list(v.shape)) for v in values[:2])} in batches that belong together.")
+        raise DataError(
+            f"{key!r} has {' and '.join(str(list(v.shape)) for v in values[:2])} in batches that belong together."
+        )
     if len({value.shape[1:] for value in values}) > 1:
         widths = [max(sizes) for sizes in zip(*(value.shape[1:] for value in values), strict=True)]
         values = [_widened(value, widths, padding) for value in values]
@@ -136,7 +152,11 @@ def _concatenate(key: str, values: list[Any], padding: float) -> Any:
 
 def _widened(value: Any, widths: list[int], padding: float) -> Any:
     if isinstance(value, torch.Tensor):
-        amounts = [n for width, size in zip(reversed(widths), reversed(value.shape[1:]), strict=True) for n in (0, width - size)]
+        amounts = [
+            n
+            for width, size in zip(reversed(widths), reversed(value.shape[1:]), strict=True)
+            for n in (0, width - size)
+        ]
         return torch.nn.functional.pad(value, amounts, value=padding)
     amounts = [(0, 0), *((0, width - size) for width, size in zip(widths, value.shape[1:], strict=True))]
     return np.pad(value, amounts, constant_values=padding)

@@ -62,7 +62,9 @@ def fetch(dataset: Any, indices: Sequence[int]) -> Batch:
         try:
             samples.append(dataset[index])
         except Exception as error:
-            raise DataError(f"sample {index} of the data set can't be read: {type(error).__name__}: {error}") from error
+            raise DataError(
+                f"sample {index} of the data set can't be read: {type(error).__name__}: {error}"
+            ) from error
     collate = getattr(dataset, "collate_fn", None) or _default_collate
     try:
         batch = collate(samples)

@@ -70,7 +70,9 @@ class StreamDataset:
         """The global batches of one training epoch."""
         places = [(i, row) for i, part in enumerate(self._experience) for row in range(len(part.ids))]
         if epoch > 0:
-            order = np.random.Generator(np.random.Philox(key=self.shuffle_seed(epoch))).permutation(len(places))
+            order = np.random.Generator(np.random.Philox(key=self.shuffle_seed(epoch))).permutation(
+                len(places)
+            )
             places = [places[i] for i in order]
         for start in range(0, len(places), self.global_batch_size):
             yield self._batch(places[start : start + self.global_batch_size])

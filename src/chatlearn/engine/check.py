@@ -67,7 +67,9 @@ def check_export(config: Config, name: str, module: BaseModule) -> list[Problem]
     ]
 
 
-def check_datasets(environment: Environment | None, trainer: Trainer | None, evaluator: Evaluator | None) -> None:
+def check_datasets(
+    environment: Environment | None, trainer: Trainer | None, evaluator: Evaluator | None
+) -> None:
     """Every part that reads prompts has some, and what is made is used.
 
     Raises:
@@ -82,7 +84,10 @@ def check_datasets(environment: Environment | None, trainer: Trainer | None, eva
             f"{environment.graph.where}: {environment.graph.name} returns nothing, so the trainer would get nothing. Return the values that "
             f"training needs, such as `return value_out, reward_out`."
         )
-    readers = [("engine.set_dataset(prompts)", environment or trainer), ("Evaluator(…).set_dataset(prompts)", evaluator)]
+    readers = [
+        ("engine.set_dataset(prompts)", environment or trainer),
+        ("Evaluator(…).set_dataset(prompts)", evaluator),
+    ]
     for setter, executor in readers:
         if executor is None:
             continue
@@ -90,9 +95,13 @@ def check_datasets(environment: Environment | None, trainer: Trainer | None, eva
             raise EngineError(f"{executor.graph.name} has no data set. Call `{setter}`.")
         if not hasattr(executor.prompts, "__len__") or not hasattr(executor.prompts, "__getitem__"):
             kind = type(executor.prompts).__name__
-            raise DataError(f"The prompts of {executor.graph.name} are {kind}; give a list or another sequence with a length.")
+            raise DataError(
+                f"The prompts of {executor.graph.name} are {kind}; give a list or another sequence with a length."
+            )
         if len(executor.prompts) == 0:
-            raise DataError(f"The data set of {executor.graph.name} is empty. Give `{setter}` at least one prompt.")
+            raise DataError(
+                f"The data set of {executor.graph.name} is empty. Give `{setter}` at least one prompt."
+            )
         if executor.graph.root is None:
             raise FlowError(f"{executor.graph.where}: no step of {executor.graph.name} takes the raw batch.")
 

@@ -45,7 +45,9 @@ class Deployment:
                 num_threads=model.cpu_per_process,
             )
             description = describe(module)
-            self._replicas[name] = [self.cluster.spawn(description, i, settings) for i in range(model.num_replica)]
+            self._replicas[name] = [
+                self.cluster.spawn(description, i, settings) for i in range(model.num_replica)
+            ]
         self._wait(self.cluster.call(handle, "setup") for handle in self.handles())
 
     def stop(self) -> None:
@@ -89,7 +91,9 @@ class Deployment:
         known = (name, purpose, id(prompts))
         if known not in self._datasets:
             key = f"{purpose}-{len(self._datasets)}"
-            length = self.cluster.get(self.cluster.call(self._replicas[name][0], "build_dataset", key, prompts, is_eval))
+            length = self.cluster.get(
+                self.cluster.call(self._replicas[name][0], "build_dataset", key, prompts, is_eval)
+            )
             self._datasets[known] = key, length, prompts  # holding on to the prompts keeps their id taken
         return self._datasets[known][:2]
 
@@ -151,7 +155,11 @@ class Deployment:
             occurrence=0,
             index=0,
             constants={},
-            run_parameters={"iteration": 0, "train_info": {"iteration": 0, "episode": 0, "epoch": 0}, "is_eval": step == "eval_step"},
+            run_parameters={
+                "iteration": 0,
+                "train_info": {"iteration": 0, "episode": 0, "epoch": 0},
+                "is_eval": step == "eval_step",
+            },
             ids=ids,
             used=False,
             micro_batch_size=self.config.runtime.train_micro_batch_size if step == "train_step" else None,

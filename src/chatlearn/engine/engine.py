@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from contextvars import ContextVar
 from types import FrameType
 from typing import Any
 
@@ -33,6 +33,19 @@ class Interrupted(KeyboardInterrupt, SystemExit):
 
     def __init__(self, code: int) -> None:
         SystemExit.__init__(self, code)
+
+
+_only_checking: ContextVar[bool] = ContextVar("only_checking", default=False)
+
+
+@contextmanager
+def checking_only() -> Iterator[None]:
+    """Inside, ``learn()`` checks and prints its flows instead of running (``chatlearn check program.py``)."""
+    token = _only_checking.set(True)
+    try:
+        yield
+    finally:
+        _only_checking.reset(token)
 
 
 class Engine:
@@ -93,18 +106,21 @@ class Engine:
             ChatLearnError: with what happened, where, and how to fix it; configuration and flows are checked before anything starts.
             Interrupted: Ctrl-C or SIGTERM; everything is closed and the run can be resumed.
         """
+        if _only_checking.get():
+            print(self.check())
+            return None
         folder = self._claim_folder()
         if folder.finished:
             print(folder.note)
             return None
         evaluation = None
         with self._running(folder) as run:
-            self._sync_parameters(run)
+            self._sync_parameters(run, run.state.weight_version or 1)
             for _ in range(run.state.episode, self._num_episodes):
                 self._hook("before_episode", run)
                 experience = self._make_experience(run)
                 self._train(run, experience)
-                self._sync_parameters(run)
+                self._sync_parameters(run, run.state.weight_version + 1)
                 self._hook("after_episode", run)
                 metrics = self._end_episode(run)
                 if self._evaluation_is_due(run):
@@ -127,10 +143,14 @@ class Engine:
         """
         evaluator = evaluator or self.evaluator
         if evaluator is None:
-            raise EngineError("The engine has no evaluator. Pass one, or call set_evaluator(Evaluator(eval_flow).set_dataset(prompts)).")
+            raise EngineError(
+                "The engine has no evaluator. Pass one, or call set_evaluator(Evaluator(eval_flow).set_dataset(prompts))."
+            )
         self._deploy()
         if missing := sorted(set(evaluator.graph.modules) - set(self._deployed.names)):
-            raise EngineError(f"{evaluator.graph.name} uses {', '.join(missing)}, which no flow of the engine calls. Use the engine's modules.")
+            raise EngineError(
+                f"{evaluator.graph.name} uses {', '.join(missing)}, which no flow of the engine calls. Use the engine's modules."
+            )
         with preserved_globals():
             return evaluator.evaluate(self._deployed, "evaluation")
 
@@ -142,9 +162,18 @@ class Engine:
             StepError: the step raised.
         """
         module = getattr(step, "__self__", None)
-        name = next((n for n, f in getattr(module, "_step_functions", {}).items() if f is getattr(step, "_step_of", None)), None)
+        name = next(
+            (
+                n
+                for n, f in getattr(module, "_step_functions", {}).items()
+                if f is getattr(step, "_step_of", None)
+            ),
+            None,
+        )
         if name is None or module.name not in self._modules or self._modules[module.name] is not module:
-            raise EngineError("engine.call takes a step of a module of its flows, as in engine.call(policy.forward_step, data).")
+            raise EngineError(
+                "engine.call takes a step of a module of its flows, as in engine.call(policy.forward_step, data)."
+            )
         self._deploy()
         with preserved_globals():
             return self._deployed.call_step(module, name, data)
@@ -155,7 +184,9 @@ class Engine:
         Raises:
             ChatLearnError: what is wrong.
         """
-        return "\n\n".join([*(render(executor.graph) for executor in self._executors), *self._checked_notes()])
+        return "\n\n".join(
+            [*(render(executor.graph) for executor in self._executors), *self._checked_notes()]
+        )
 
     def stop(self) -> None:
         """Ends all replicas. A later call starts them anew."""
@@ -164,15 +195,23 @@ class Engine:
             self._deployment = None
 
     @property
-    def run_path(self) -> Path | None:
-        """Folder of the run, once ``learn()`` has begun."""
-        return self._run.path if self._run else None
+    def run(self) -> Run:
+        """The record of the run: its folder, its counters.
+
+        Raises:
+            EngineError: ``learn()`` has not begun.
+        """
+        if self._run is None:
+            raise EngineError("The engine has no run yet; it begins with learn().")
+        return self._run
 
     # -- the parts of an episode -------------------------------------------------------------------------------------------------
 
     def _make_experience(self, run: Run) -> StreamDataset:
         runtime, episode = run.config.runtime, run.state.episode
-        experience = StreamDataset(runtime.train_global_batch_size, lambda epoch: derive_seed(runtime.seed, "order", episode, epoch))
+        experience = StreamDataset(
+            runtime.train_global_batch_size, lambda epoch: derive_seed(runtime.seed, "order", episode, epoch)
+        )
         if self.environment is not None:
             self.environment.make_experience(self._deployed, run.state, experience)
             run.log_samples(self._deployed, experience.experience)
@@ -186,10 +225,10 @@ class Engine:
             self.trainer.train(self._deployed, run.state, experience)
             run.lap("train")
 
-    def _sync_parameters(self, run: Run) -> None:
-        run.state.weight_version += 1
+    def _sync_parameters(self, run: Run, version: int) -> None:
+        run.state.weight_version = version
         for sync in self._syncs:
-            sync.sync(run.state.weight_version)
+            sync.sync(version)
         run.lap("sync")
 
     def _hook(self, method: str, run: Run) -> None:
@@ -224,7 +263,9 @@ class Engine:
 
     @property
     def _executors(self) -> list[Environment | Trainer | Evaluator]:
-        return [executor for executor in (self.environment, self.trainer, self.evaluator) if executor is not None]
+        return [
+            executor for executor in (self.environment, self.trainer, self.evaluator) if executor is not None
+        ]
 
     @property
     def _modules(self) -> dict[str, BaseModule]:
@@ -255,7 +296,9 @@ class Engine:
 
     def _claim_folder(self) -> RunFolder:
         if self._run is not None:
-            raise EngineError("This engine has learned already. Make a new one; or resume its run with runtime.resume.")
+            raise EngineError(
+                "This engine has learned already. Make a new one; or resume its run with runtime.resume."
+            )
         self._checked_notes()
         runtime = self._settled.runtime
         return claim_run_folder(runtime.output_dir, runtime.exp_name, runtime.resume)
@@ -278,7 +321,9 @@ class Engine:
     def _running(self, folder: RunFolder) -> Iterator[Run]:
         """Everything open; afterwards files are closed, on whatever way out."""
         trained = [] if self.trainer is None else list(self.trainer.graph.modules)
-        run = self._run = Run(self._settled, folder, trained, [destination.name for _, destination in self._pairs])
+        run = self._run = Run(
+            self._settled, folder, trained, [destination.name for _, destination in self._pairs]
+        )
         with preserved_globals(), _sigterm_raises():
             try:
                 self._deploy()
@@ -304,7 +349,9 @@ def open_syncs(
         SyncError: the weights of a pair do not fit.
     """
     syncs = [
-        ParameterSync(deployment.cluster, deployment.handles(source.name)[0], deployment.handles(destination.name))
+        ParameterSync(
+            deployment.cluster, deployment.handles(source.name)[0], deployment.handles(destination.name)
+        )
         for source, destination in pairs
     ]
     for sync in syncs:

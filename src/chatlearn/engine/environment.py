@@ -57,4 +57,8 @@ class Environment(Executor):
 
 
 def _no_training(node: Node) -> str | None:
-    return "an environment makes experience; call train_step in the Trainer's flow." if node.step == "train_step" else None
+    return (
+        "an environment makes experience; call train_step in the Trainer's flow."
+        if node.step == "train_step"
+        else None
+    )

@@ -55,16 +55,23 @@ class Evaluator(Executor):
             EngineError: no data set was set.
         """
         if self.prompts is None:
-            raise EngineError(f"The evaluator of {self.graph.name} has no data set. Call `Evaluator(…).set_dataset(prompts)`.")
+            raise EngineError(
+                f"The evaluator of {self.graph.name} has no data set. Call `Evaluator(…).set_dataset(prompts)`."
+            )
         assert self.graph.root is not None
         root = self.graph.root.module.name
         key, length = deployment.open_dataset(root, self.prompts, is_eval=True)
-        sampler, size = Sampler(deployment.config.runtime.seed, length, shuffle=False), self.batch_size(deployment)
+        sampler, size = (
+            Sampler(deployment.config.runtime.seed, length, shuffle=False),
+            self.batch_size(deployment),
+        )
         counters: dict[str, int] = {}
         results = []
         for position in range(0, length, size):
             ids = sampler.ids(position, min(size, length - position))
             batch = deployment.fetch(root, key, sampler.indices(ids), position)
-            outputs = self.run(deployment, batch, ids, phase="eval", counters=counters, place=place, is_eval=True)
+            outputs = self.run(
+                deployment, batch, ids, phase="eval", counters=counters, place=place, is_eval=True
+            )
             results.append(merge_batches([deployment.cluster.get(output) or {} for output in outputs]))
         return Evaluation(deployment.take_metrics(), results)

@@ -13,7 +13,14 @@ import numpy as np
 import torch
 
 from chatlearn.checkpoint.run_folder import RunFolder, discard_rows
-from chatlearn.checkpoint.store import CheckpointStore, RunState, load_module, read_run_state, remember_setup, save_module
+from chatlearn.checkpoint.store import (
+    CheckpointStore,
+    RunState,
+    load_module,
+    read_run_state,
+    remember_setup,
+    save_module,
+)
 from chatlearn.config.schema import Config
 from chatlearn.data.stream import Experience
 from chatlearn.engine.deployment import Deployment
@@ -37,7 +44,9 @@ class Run:
         synced: names of the modules that get their ``model`` by parameter sync.
     """
 
-    def __init__(self, config: Config, folder: RunFolder, trained: Sequence[str], synced: Sequence[str]) -> None:
+    def __init__(
+        self, config: Config, folder: RunFolder, trained: Sequence[str], synced: Sequence[str]
+    ) -> None:
         self.state = RunState()
         self.config, self._folder = config, folder
         self._trained, self._synced = set(trained), set(synced)
@@ -115,7 +124,9 @@ class Run:
         if lines:
             folder = self.path / "samples"
             folder.mkdir(exist_ok=True)
-            (folder / f"episode-{self.state.episode + 1:06d}.jsonl").write_text("".join(lines), encoding="utf-8")
+            (folder / f"episode-{self.state.episode + 1:06d}.jsonl").write_text(
+                "".join(lines), encoding="utf-8"
+            )
 
     @property
     def save_is_due(self) -> bool:
@@ -126,7 +137,9 @@ class Run:
     def save(self, deployment: Deployment) -> None:
         """Writes a checkpoint of the current state."""
         saved: list[str] = []
-        with self._store.write(self.state, {"modules": saved, "config": self.config.model_dump(mode="json")}) as folder:
+        with self._store.write(
+            self.state, {"modules": saved, "config": self.config.model_dump(mode="json")}
+        ) as folder:
             for name in deployment.names:
                 keep = name in self._trained, name in self._synced
                 if deployment.apply_first(name, save_module, str(folder), self.state.episode, *keep):
@@ -149,7 +162,10 @@ class Run:
         """Closes the files of a run that does not get to its end, and says how to go on."""
         self.close()
         self.write_result(status=status)
-        print(f"The run is {status} after {self.state.episode} complete episodes. Go on with: runtime.resume={self.path}", flush=True)
+        print(
+            f"The run is {status} after {self.state.episode} complete episodes. Go on with: runtime.resume={self.path}",
+            flush=True,
+        )
 
     def close(self) -> None:
         """Closes files and display."""
@@ -168,7 +184,11 @@ class Run:
         """Adds values to ``result.json``."""
         path = self.path / "result.json"
         known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        known |= {"episodes": self.state.episode, "seconds": round(time.monotonic() - self._started, 3), **values}
+        known |= {
+            "episodes": self.state.episode,
+            "seconds": round(time.monotonic() - self._started, 3),
+            **values,
+        }
         aside = path.with_suffix(".partial")
         aside.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
         aside.rename(path)
@@ -190,6 +210,10 @@ def _readable(batch: Batch, row: int) -> dict[str, Any]:
         if isinstance(value, torch.Tensor) and response is not None and value.shape == response.shape:
             value = value[response]
         if isinstance(value, (torch.Tensor, np.ndarray)):
-            value = value.tolist() if math.prod(value.shape) <= _MAX_NUMBERS else f"{value.dtype} {list(value.shape)}"
+            value = (
+                value.tolist()
+                if math.prod(value.shape) <= _MAX_NUMBERS
+                else f"{value.dtype} {list(value.shape)}"
+            )
         values[key] = _readable(value, row) if isinstance(value, dict) and isinstance(column, dict) else value
     return values

@@ -37,7 +37,11 @@ class Trainer(Executor):
         sampler = Sampler(runtime.seed, length)
         end = state.position + runtime.sample_per_episode
         while state.position < end:
-            ids = sampler.ids(state.position, min(runtime.train_global_batch_size, end - state.position), state.weight_version)
+            ids = sampler.ids(
+                state.position,
+                min(runtime.train_global_batch_size, end - state.position),
+                state.weight_version,
+            )
             batch = deployment.fetch(root, key, sampler.indices(ids), state.position)
             experience.add(Experience((batch,), ids))
             state.position += len(ids)

@@ -34,7 +34,9 @@ def trace(flow: Callable[[Any], Any]) -> Graph:
     result = flow(Symbol(recorder, BATCH, "the batch"))
     if inspect.isgenerator(result) or inspect.iscoroutine(result):
         result.close()
-        raise FlowError(f"{where}: {name} is a generator or coroutine; a flow is a plain function that returns its values.")
+        raise FlowError(
+            f"{where}: {name} is a generator or coroutine; a flow is a plain function that returns its values."
+        )
     outputs = _outputs(result, recorder, f"{where}: {name}")
     if not recorder.nodes:
         raise FlowError(
@@ -54,14 +56,18 @@ class _Recorder:
     def __init__(self) -> None:
         self.nodes: list[Node] = []
 
-    def add(self, module: Any, step: str, inputs: Mapping[str, tuple[int, ...]], constants: Mapping[str, Any]) -> Symbol:
+    def add(
+        self, module: Any, step: str, inputs: Mapping[str, tuple[int, ...]], constants: Mapping[str, Any]
+    ) -> Symbol:
         occurrence = sum(node.module is module and node.step == step for node in self.nodes)
         node = Node(len(self.nodes), module, step, occurrence, inputs, constants, caller_place())
         self.nodes.append(node)
         return Symbol(self, node.index, f"the output of {node.label}")
 
 
-def record(module: Any, step: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Symbol:
+def record(
+    module: Any, step: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Symbol:
     """Adds the call ``module.step(*args, **kwargs)`` to the trace that its symbolic arguments belong to.
 
     Raises:
@@ -80,7 +86,9 @@ def record(module: Any, step: str, function: Callable[..., Any], args: tuple[Any
             constants[name] = value
     recorders = {id(symbol._recorder): symbol._recorder for group in symbols.values() for symbol in group}
     if len(recorders) != 1:
-        raise FlowError(f"{caller_place()}: {call} mixes values of two flows; a value lives in the flow that made it.")
+        raise FlowError(
+            f"{caller_place()}: {call} mixes values of two flows; a value lives in the flow that made it."
+        )
     (recorder,) = recorders.values()
     for group in symbols.values():
         for symbol in group:
@@ -94,13 +102,17 @@ def is_symbolic(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return find_stand_in(args) is not None or (bool(kwargs) and find_stand_in(kwargs) is not None)
 
 
-def _bind(call: str, signature: StepSignature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+def _bind(
+    call: str, signature: StepSignature, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any]:
     """Parameter name -> tuple of Symbols, or a constant."""
     where = caller_place()
     if signature.merges:
         merged = [value for value in args if isinstance(value, Symbol)]
         if any(isinstance(value, Symbol) for value in args[len(merged) :]):
-            raise FlowError(f"{where}: {call} gets a plain value before a batch; pass batches first, the rest by keyword.")
+            raise FlowError(
+                f"{where}: {call} gets a plain value before a batch; pass batches first, the rest by keyword."
+            )
         positional = [_Merged(merged), *args[len(merged) :]] if merged else list(args)
         names = signature.positional
     else:
@@ -109,7 +121,9 @@ def _bind(call: str, signature: StepSignature, args: tuple[Any, ...], kwargs: di
         names = signature.positional + tuple(f"*{i}" for i in range(extra) if signature.variadic)
     if len(positional) > len(names):
         wants = ", ".join(signature.data) or "no data"
-        raise FlowError(f"{where}: {call} takes {wants}, but gets {len(args)} positional arguments. Merge or drop some.")
+        raise FlowError(
+            f"{where}: {call} takes {wants}, but gets {len(args)} positional arguments. Merge or drop some."
+        )
     arguments = dict(zip(names, positional, strict=False))
     for name, value in kwargs.items():
         if name in arguments:
@@ -123,7 +137,9 @@ def _bind(call: str, signature: StepSignature, args: tuple[Any, ...], kwargs: di
             raise FlowError(f"{where}: {call} is called without its parameter {name!r}.")
     for name in RUN_PARAMETERS:
         if name in arguments:
-            raise FlowError(f"{where}: {call} is given {name!r}, which chatlearn fills in itself. Leave it out.")
+            raise FlowError(
+                f"{where}: {call} is given {name!r}, which chatlearn fills in itself. Leave it out."
+            )
     return arguments
 
 
@@ -170,7 +186,9 @@ def _outputs(result: Any, recorder: _Recorder, where: str) -> tuple[int, ...]:
                 f"outputs of steps."
             )
         if not isinstance(value, Symbol) or value._recorder is not recorder:
-            raise FlowError(f"{where} returns {value!r}; it may return outputs of steps, alone or in a tuple, list or dict.")
+            raise FlowError(
+                f"{where} returns {value!r}; it may return outputs of steps, alone or in a tuple, list or dict."
+            )
     indices = [value._index for value in values]
     return tuple(i for i in indices if i == BATCH or recorder.nodes[i].step != "train_step")
 
@@ -189,6 +207,8 @@ def _check_arity(flow: Callable[..., Any], name: str, where: str) -> None:
     try:
         inspect.signature(flow).bind(object())
     except TypeError:
-        raise FlowError(f"{where}: {name}{inspect.signature(flow)} can't be called as {name}(batch); a flow takes one batch.") from None
+        raise FlowError(
+            f"{where}: {name}{inspect.signature(flow)} can't be called as {name}(batch); a flow takes one batch."
+        ) from None
     except ValueError:
         return  # a builtin without a signature; running it tells

@@ -29,7 +29,15 @@ if TYPE_CHECKING:
 STEPS = ("forward_step", "train_step", "eval_step")
 """Methods that are steps by their name."""
 
-LIFECYCLE = ("setup", "build_dataset", "before_episode", "after_episode", "save_checkpoint", "load_checkpoint", "export")
+LIFECYCLE = (
+    "setup",
+    "build_dataset",
+    "before_episode",
+    "after_episode",
+    "save_checkpoint",
+    "load_checkpoint",
+    "export",
+)
 """Methods that chatlearn calls outside of flows, each only where a class defines it."""
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -220,7 +228,9 @@ class BaseModule:
             ModuleError: unknown reduction.
         """
         if reduction not in ("mean", "sum", "max", "min"):
-            raise ModuleError(f"{self.name}.log({name!r}): reduction is 'mean', 'sum', 'max' or 'min', not {reduction!r}.")
+            raise ModuleError(
+                f"{self.name}.log({name!r}): reduction is 'mean', 'sum', 'max' or 'min', not {reduction!r}."
+            )
         self._context.metrics.append((name, value, reduction))
 
     def stateful_attributes(self) -> dict[str, Any]:
@@ -228,7 +238,8 @@ class BaseModule:
         return {
             name: value
             for name, value in sorted(self.__dict__.items())
-            if callable(getattr(value, "state_dict", None)) and callable(getattr(value, "load_state_dict", None))
+            if callable(getattr(value, "state_dict", None))
+            and callable(getattr(value, "load_state_dict", None))
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -260,7 +271,11 @@ def describe(module: BaseModule) -> Description:
 def take_ownership(module: BaseModule) -> None:
     """Marks a driver's module object as belonging to an engine: from here on setting attributes on it is an error."""
     if (torch := sys.modules.get("torch")) is not None:
-        heavy = [name for name, value in vars(module).items() if isinstance(value, (torch.nn.Module, torch.nn.Parameter))]
+        heavy = [
+            name
+            for name, value in vars(module).items()
+            if isinstance(value, (torch.nn.Module, torch.nn.Parameter))
+        ]
         if heavy:
             warnings.warn(
                 f"{type(module).__name__}.__init__ makes parameters ({', '.join(heavy)}) in the driver, where nothing uses them. "
@@ -279,7 +294,9 @@ def _find_steps(cls: type) -> dict[str, Callable[..., Any]]:
     """The plain function of each step of a class, mixins and inherited marks included."""
     names = dict.fromkeys(STEPS)
     for parent in reversed(cls.__mro__):
-        names.update(dict.fromkeys(n for n, f in vars(parent).items() if getattr(f, "_is_chatlearn_step", False)))
+        names.update(
+            dict.fromkeys(n for n, f in vars(parent).items() if getattr(f, "_is_chatlearn_step", False))
+        )
     found = {name: inspect.getattr_static(cls, name, None) for name in names}
     return {name: getattr(f, "_step_of", f) for name, f in found.items() if callable(f)}
 

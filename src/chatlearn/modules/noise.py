@@ -27,7 +27,9 @@ def uniforms(seed: int, ids: Sequence[int], n: int) -> torch.Tensor:
         counters = (np.arange(1, n + 1, dtype=np.uint64) * np.uint64(_GOLDEN)).reshape(1, -1)
         bits = _mix(state + counters)
     # 23 bits and a half: never 0, never 1, and exact in float32
-    return torch.from_numpy(((bits >> np.uint64(41)).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-23))
+    return torch.from_numpy(
+        ((bits >> np.uint64(41)).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-23)
+    )
 
 
 def _mix(z):  # noqa: ANN001, ANN202 - numpy is imported lazily, so its types can't be named here

@@ -8,10 +8,17 @@ from pathlib import Path
 
 from chatlearn.observe.headline import HEADLINES
 
-PANELS = {"reward": "reward per sample", "accuracy": "accuracy", "kl": "KL to the reference (nats per token)", "loss": "loss"}
+PANELS = {
+    "reward": "reward per sample",
+    "accuracy": "accuracy",
+    "kl": "KL to the reference (nats per token)",
+    "loss": "loss",
+}
 
 
-def draw_learning_curve(metrics: Path, picture: Path, title: str, marks: dict[str, tuple[int, float]] | None = None) -> str | None:
+def draw_learning_curve(
+    metrics: Path, picture: Path, title: str, marks: dict[str, tuple[int, float]] | None = None
+) -> str | None:
     """Draws the headline metrics over episodes.
 
     Args:
@@ -41,7 +48,14 @@ def draw_learning_curve(metrics: Path, picture: Path, title: str, marks: dict[st
             axis.plot(*zip(*points, strict=True), label=label, linewidth=1.4, **style)
         if name == "accuracy":
             for label, (episode, value) in (marks or {}).items():
-                axis.plot([episode], [value], marker="*", markersize=11, linestyle="none", label=f"{label}: {value:.3f}")
+                axis.plot(
+                    [episode],
+                    [value],
+                    marker="*",
+                    markersize=11,
+                    linestyle="none",
+                    label=f"{label}: {value:.3f}",
+                )
             axis.set_ylim(0, 1.02)
         axis.set(xlabel="episode", title=PANELS[name])
         axis.grid(alpha=0.25)

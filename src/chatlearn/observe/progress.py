@@ -37,7 +37,11 @@ class Progress:
         self._shown.update(headline(row))
         if self._live is not None:
             self._live.update(self._panel(episode, row), refresh=True)
-        elif episode % self._log_interval == 0 or episode == self._total or any(key.startswith("eval/") for key in row):
+        elif (
+            episode % self._log_interval == 0
+            or episode == self._total
+            or any(key.startswith("eval/") for key in row)
+        ):
             print(self._line(episode, row), flush=True)
 
     def note(self, text: str) -> None:
@@ -91,5 +95,7 @@ class Progress:
         table = Table.grid(padding=(0, 2))
         figures = [f"[dim]{name}[/] [bold]{value}[/]" for name, value in self._figures(row).items()]
         bar = ProgressBar(total=self._total, completed=episode, width=24)
-        table.add_row(f"[bold]{self._title}[/]", bar, f"{episode}/{self._total}", *figures, self._left(episode))
+        table.add_row(
+            f"[bold]{self._title}[/]", bar, f"{episode}/{self._total}", *figures, self._left(episode)
+        )
         return table

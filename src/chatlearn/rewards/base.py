@@ -54,7 +54,7 @@ def score(
     return [_checked(value, name, index) for index, value in enumerate(values)]
 
 
-def resolve(spec: str | RewardFunction) -> RewardFunction:
+def resolve(spec: str | Callable[..., Any]) -> RewardFunction:
     """Turns what a config says into a reward function.
 
     Args:

@@ -73,7 +73,10 @@ class LocalCluster:
 
     def stacks(self) -> dict[str, str]:
         """The Python stack of each thread of this process."""
-        return {f"thread {i}": "".join(traceback.format_stack(frame)) for i, frame in sys._current_frames().items()}
+        return {
+            f"thread {i}": "".join(traceback.format_stack(frame))
+            for i, frame in sys._current_frames().items()
+        }
 
     def kill(self, handle: Handle) -> None:
         """Forgets a replica."""

@@ -65,7 +65,11 @@ def _extension(value: Any) -> msgpack.ExtType:
 def _restore(code: int, data: bytes) -> Any:
     if code == _TENSOR:
         dtype, shape, bits = msgpack.unpackb(data)
-        return torch.frombuffer(bytearray(bits), dtype=torch.uint8).view(_DTYPES[dtype]).reshape(shape) if bits else torch.empty(shape, dtype=_DTYPES[dtype])
+        return (
+            torch.frombuffer(bytearray(bits), dtype=torch.uint8).view(_DTYPES[dtype]).reshape(shape)
+            if bits
+            else torch.empty(shape, dtype=_DTYPES[dtype])
+        )
     if code == _ARRAY:
         dtype, shape, bits = msgpack.unpackb(data)
         return np.frombuffer(bytearray(bits), dtype=dtype).reshape(shape)

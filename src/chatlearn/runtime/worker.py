@@ -140,7 +140,9 @@ class Worker:
     def build_dataset(self, key: str, prompts: Any, is_eval: bool) -> int:
         """Builds a data set from prompts (``key`` names it for :meth:`fetch`) and returns its length."""
         self._enter("build_dataset", is_eval)
-        self._datasets[key] = self._run("build_dataset", "", lambda: open_dataset(self.module, prompts, is_eval))
+        self._datasets[key] = self._run(
+            "build_dataset", "", lambda: open_dataset(self.module, prompts, is_eval)
+        )
         return len(self._datasets[key])
 
     def fetch(self, key: str, indices: Sequence[int], position: int) -> Batch:
@@ -180,11 +182,15 @@ class Worker:
         """Rows from several places as one batch that lives here."""
         return _rows_of(value)
 
-    def _per_micro_batch(self, call: StepCall, function: Callable[..., Any], data: dict[str, list[Batch]]) -> list[Batch] | None:
+    def _per_micro_batch(
+        self, call: StepCall, function: Callable[..., Any], data: dict[str, list[Batch]]
+    ) -> list[Batch] | None:
         """In a training flow steps other than ``train_step`` see one micro-batch at a time."""
         assert call.micro_batch_size is not None
         context = self.module._context
-        parameters = step_signature(function).run_parameters({"iteration": call.run_parameters.get("iteration")})
+        parameters = step_signature(function).run_parameters(
+            {"iteration": call.run_parameters.get("iteration")}
+        )
         outputs = []
         for start, ids in zip(itertools.count(), _split_ids(call.ids, call.micro_batch_size), strict=False):
             context.ids = ids
@@ -193,10 +199,14 @@ class Worker:
             outputs.append(self._checked(call, output, len(ids)))
         return None if outputs and outputs[0] is None else outputs
 
-    def _step(self, call: StepCall, function: Callable[..., Any], arguments: dict[str, Any], data: dict[str, Any]) -> Any:
+    def _step(
+        self, call: StepCall, function: Callable[..., Any], arguments: dict[str, Any], data: dict[str, Any]
+    ) -> Any:
         mutates = self.module.mutates_inputs
         own = {name: _own(value, mutates) for name, value in data.items()}
-        watched = [] if mutates else [(key, t, t._version) for value in own.values() for key, t in _tensors(value)]
+        watched = (
+            [] if mutates else [(key, t, t._version) for value in own.values() for key, t in _tensors(value)]
+        )
         result = self._run(
             call.step,
             call.place,
@@ -242,7 +252,9 @@ class Worker:
         place = f"{self}.{call.step} ({call.place})"
         if output is None:
             if call.used:
-                raise StepError(f"{place} returns nothing, but the flow uses its output. Return a dict with the keys that it adds.")
+                raise StepError(
+                    f"{place} returns nothing, but the flow uses its output. Return a dict with the keys that it adds."
+                )
             return None
         if not isinstance(output, dict):
             raise StepError(
@@ -288,7 +300,9 @@ def normalise(batch: Batch, rows: int | None = None, path: str = "") -> Batch:
             value = np.ascontiguousarray(value) if value.ndim else value
         elif isinstance(value, tuple):
             value = list(value)
-        scalar = not isinstance(value, (torch.Tensor, np.ndarray, list)) or (not isinstance(value, list) and value.ndim == 0)
+        scalar = not isinstance(value, (torch.Tensor, np.ndarray, list)) or (
+            not isinstance(value, list) and value.ndim == 0
+        )
         if scalar:
             raise DataError(
                 f"{name!r} is {type(value).__name__} without rows; values are tensors or arrays with the samples first, or lists with one "
@@ -313,7 +327,9 @@ def _gather(values: Sequence[Value], micro_batch_size: int | None) -> Any:
     """One parameter's data: a batch, or in a training flow a list of micro-batches."""
     if micro_batch_size is None:
         return merge_batches([_rows_of(value) for value in values])
-    parts = [value if isinstance(value, list) else split(_rows_of(value), micro_batch_size) for value in values]
+    parts = [
+        value if isinstance(value, list) else split(_rows_of(value), micro_batch_size) for value in values
+    ]
     return parts[0] if len(parts) == 1 else [merge_batches(part) for part in zip(*parts, strict=True)]
 
 

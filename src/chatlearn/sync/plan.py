@@ -27,13 +27,18 @@ class Block:
     def intersect(self, other: Block) -> Block | None:
         """The rectangle that both have, or ``None``. Two blocks of a 0-d tensor are the same."""
         starts = tuple(map(max, self.offsets, other.offsets))
-        stops = tuple(min(a + m, b + n) for a, m, b, n in zip(self.offsets, self.sizes, other.offsets, other.sizes, strict=True))
+        stops = tuple(
+            min(a + m, b + n)
+            for a, m, b, n in zip(self.offsets, self.sizes, other.offsets, other.sizes, strict=True)
+        )
         sizes = tuple(stop - start for start, stop in zip(starts, stops, strict=True))
         return Block(starts, sizes) if all(size > 0 for size in sizes) else None
 
     def within(self, other: Block) -> tuple[slice, ...]:
         """Where this block lies inside the local tensor of ``other``, which contains it."""
-        return tuple(slice(a - b, a - b + n) for a, b, n in zip(self.offsets, other.offsets, self.sizes, strict=True))
+        return tuple(
+            slice(a - b, a - b + n) for a, b, n in zip(self.offsets, other.offsets, self.sizes, strict=True)
+        )
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,10 @@ def _copies(name: str, wanted: Block, rank: int, table: Table) -> Iterable[tuple
         if common is None or common in seen:  # data-parallel ranks hold the same block; one of them sends
             continue
         seen.add(common)
-        yield Transfer(name, source_rank, common.within(held[name].block), rank, common.within(wanted)), common
+        yield (
+            Transfer(name, source_rank, common.within(held[name].block), rank, common.within(wanted)),
+            common,
+        )
 
 
 def _count(block: Block) -> int:
@@ -129,8 +137,12 @@ def _shapes(table: Table) -> dict[str, tuple[int, ...]]:
     return {name: held.shape for tensors in table.values() for name, held in tensors.items()}
 
 
-def _check_same(source: str, ours: dict[str, tuple[int, ...]], destination: str, theirs: dict[str, tuple[int, ...]]) -> None:
-    problems = [f"{name} {list(ours[name])} is missing in {destination}" for name in ours if name not in theirs]
+def _check_same(
+    source: str, ours: dict[str, tuple[int, ...]], destination: str, theirs: dict[str, tuple[int, ...]]
+) -> None:
+    problems = [
+        f"{name} {list(ours[name])} is missing in {destination}" for name in ours if name not in theirs
+    ]
     problems += [f"{name} {list(theirs[name])} is missing in {source}" for name in theirs if name not in ours]
     problems += [
         f"{name} is {list(ours[name])} in {source} and {list(theirs[name])} in {destination}"
@@ -138,7 +150,9 @@ def _check_same(source: str, ours: dict[str, tuple[int, ...]], destination: str,
         if name in theirs and ours[name] != theirs[name]
     ]
     if problems:
-        shown = "\n  ".join(problems[:20]) + (f"\n  … and {len(problems) - 20} more" if len(problems) > 20 else "")
+        shown = "\n  ".join(problems[:20]) + (
+            f"\n  … and {len(problems) - 20} more" if len(problems) > 20 else ""
+        )
         raise SyncError(
             f"The weights of {source} do not fit {destination} (`self.model` on both sides; parameters and persistent buffers):\n  {shown}\n"
             f"Build both from the same model folder or configuration."

@@ -34,7 +34,10 @@ class TorchModule(BaseModule):
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
         if hasattr(model, "save_pretrained"):
-            model.save_pretrained(folder, safe_serialization=True)
+            from chatlearn.modules.torch.huggingface import quiet
+
+            with quiet():
+                model.save_pretrained(folder)
             if (tokenizer := getattr(self, "tokenizer", None)) is not None:
                 tokenizer.save_pretrained(folder)
             return

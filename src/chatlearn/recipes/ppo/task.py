@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from chatlearn.errors import DataError
+from chatlearn.rewards.reasoning_gym import ReasoningGymReward
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -22,7 +24,7 @@ DATASET_CONFIG: dict[str, Any] = {"min_word_len": 3, "max_word_len": 7}
 INSTRUCTION = "Spell this word backward (example: sun -> nus): "
 """What every question begins with; one token of the tokenizer."""
 
-NUM_TRAINING_DRAWS = 15_000
+NUM_TRAINING_DRAWS = 30_000
 NUM_TUNING = 256
 NUM_HELD_OUT = 256
 MAX_RESPONSE_TOKENS = 8
@@ -57,7 +59,7 @@ def load_splits() -> TaskSplits:
     """Draws the three splits. They are always the same, whatever the seed of the run.
 
     Returns:
-        The splits: the training split a little below 15,000 samples, since draws of the other splits'
+        The splits: the training split a little below 30,000 samples, since draws of the other splits'
         words are left out.
 
     Raises:
@@ -214,3 +216,25 @@ def _distinct_words(entries: Any, num_samples: int, taken: set[str]) -> list[Sam
         if len(samples) == num_samples:
             break
     return samples
+
+
+def reward(prompts: list[str], completions: list[str], entry: list[dict[str, Any]]) -> list[float | None]:
+    """The library's own score of each answer, in 0 to 1: the share of letters that are right, 1 for an exact match."""
+    return _scorer()(prompts, completions, entry)
+
+
+def shuffled_reward(
+    prompts: list[str], completions: list[str], entry: list[dict[str, Any]]
+) -> list[float | None]:
+    """The same scores, dealt to the wrong samples: a control, with which nothing can be learned.
+
+    The mean over a batch is that of :func:`reward`, so the accuracy of an evaluation is still right.
+    """
+    scores = reward(prompts, completions, entry)
+    random.shuffle(scores)  # chatlearn seeds the global generator before each step
+    return scores
+
+
+@lru_cache(maxsize=1)
+def _scorer() -> ReasoningGymReward:
+    return ReasoningGymReward(DATASET, **DATASET_CONFIG)

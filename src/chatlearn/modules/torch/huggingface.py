@@ -1,0 +1,120 @@
+"""Models and tokenizers of Hugging Face format, loaded for the ready-made modules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from chatlearn.errors import ConfigError
+
+
+class ModelArgs(BaseModel):
+    """``models.<name>.args`` that every ready-made module with a model has."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    model_path: str = Field(description="folder in Hugging Face format, or a model's name on the Hub")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="dtype of the parameters")
+    trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
+
+    @field_validator("model_path")
+    @classmethod
+    def _folder_exists(cls, value: str) -> str:
+        folder = Path(value).expanduser()
+        if folder.is_dir() and not (folder / "config.json").is_file():
+            raise ValueError(
+                f"{folder.absolute()} holds no config.json; give a folder that save_pretrained wrote"
+            )
+        looks_local = value.startswith((".", "/", "~", "\\")) or value.count("/") > 1
+        if looks_local and not folder.is_dir():
+            raise ValueError(
+                f"there is no folder {folder.absolute()}; give an existing model folder, or a name on the Hub"
+            )
+        return value
+
+
+def load_tokenizer(args: ModelArgs) -> Any:
+    """The tokenizer of a model folder, padding on the left.
+
+    Raises:
+        ConfigError: there is none, or it has neither a padding nor an end-of-sequence token.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = _loaded(AutoTokenizer, args, what="tokenizer")
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(
+            f"The tokenizer of {args.model_path} has no end-of-sequence token, so no response could ever end. Set `eos_token`."
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def load_causal_lm(args: ModelArgs, device: torch.device) -> Any:
+    """The causal language model of a folder, on ``device``, without dropout (ratios of probabilities need the same network twice).
+
+    Raises:
+        ConfigError: it can't be loaded.
+    """
+    from transformers import AutoModelForCausalLM
+
+    model = _loaded(AutoModelForCausalLM, args, what="model", dtype=getattr(torch, args.dtype))
+    return model.to(device).eval()
+
+
+def _loaded(loader: Any, args: ModelArgs, what: str, **options: Any) -> Any:
+    path = str(Path(args.model_path).expanduser())
+    try:
+        with quiet():
+            return loader.from_pretrained(path, trust_remote_code=args.trust_remote_code, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"model_path {args.model_path!r}: the {what} can't be loaded ({str(error).splitlines()[0]}). Give a folder that save_pretrained wrote, "
+            f"with the tokenizer's files in it, or a name on the Hub that this machine can reach."
+        ) from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' progress bars, which belong to no display of ours."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+class ValueModel(torch.nn.Module):
+    """A language model's backbone with a scalar head, zero at the start: the first values are all 0.
+
+    Args:
+        causal_lm: the model whose backbone is used; its language head is dropped.
+    """
+
+    def __init__(self, causal_lm: Any) -> None:
+        super().__init__()
+        self.backbone = causal_lm.base_model
+        weight = next(self.backbone.parameters())
+        self.head = torch.nn.Linear(causal_lm.config.hidden_size, 1, device=weight.device, dtype=weight.dtype)
+        torch.nn.init.zeros_(self.head.weight)
+        torch.nn.init.zeros_(self.head.bias)
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor
+    ) -> torch.Tensor:
+        """Values ``[B, T]`` float32: entry t is the value of the state after token t."""
+        output = self.backbone(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+        )
+        return self.head(output.last_hidden_state).squeeze(-1).float()

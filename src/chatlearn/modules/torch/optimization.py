@@ -1,0 +1,88 @@
+"""What the ready-made trainers share: the optimizer, its schedule, minibatches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, TypeVar
+
+import torch
+from pydantic import Field
+
+from chatlearn.modules.torch.huggingface import ModelArgs
+
+T = TypeVar("T")
+
+
+class TrainArgs(ModelArgs):
+    """``models.<name>.args`` that every ready-made trainer has."""
+
+    learning_rate: float = Field(gt=0, description="peak of the schedule")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="course of the learning rate after the warm-up"
+    )
+    warmup_steps: int = Field(0, ge=0, description="train steps of linear warm-up")
+    decay_start: float = Field(
+        0.0, ge=0, lt=1, description="share of all train steps before the decay sets in"
+    )
+    min_learning_rate_ratio: float = Field(
+        0.0, ge=0, le=1, description="end of the decay, as a share of the peak"
+    )
+    betas: tuple[float, float] = Field((0.9, 0.95), description="of AdamW")
+    weight_decay: float = Field(0.0, ge=0, description="of AdamW")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
+    num_minibatches: int = Field(1, ge=1, description="optimizer updates per global batch")
+
+
+def make_optimizer(model: torch.nn.Module, args: TrainArgs) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter 2019), fused."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(
+        parameters, lr=args.learning_rate, betas=args.betas, weight_decay=args.weight_decay, fused=True
+    )
+
+
+def learning_rate(args: TrainArgs, step: int, num_steps: int) -> float:
+    """Learning rate of a train step: a pure function of its number, so that a resumed run has no schedule to restore.
+
+    Args:
+        args: peak, warm-up and decay.
+        step: from 0.
+        num_steps: of the run.
+    """
+    warmup = min(1.0, (step + 1) / args.warmup_steps) if args.warmup_steps else 1.0
+    begin = args.decay_start * num_steps
+    progress = min(max((step + 1 - begin) / max(num_steps - begin, 1), 0.0), 1.0)
+    remaining = {
+        "constant": 1.0,
+        "linear": 1.0 - progress,
+        "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
+    }[args.schedule]
+    return args.learning_rate * warmup * max(remaining, args.min_learning_rate_ratio)
+
+
+def num_train_steps(runtime: Any) -> int:
+    """Number of train steps of a run: episodes x epochs x global batches of an episode."""
+    batches = -(-runtime.sample_per_episode // runtime.train_global_batch_size)
+    return runtime.num_episode * runtime.num_training_epoch * batches
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+    """For all parameter groups."""
+    for group in optimizer.param_groups:
+        group["lr"] = value
+
+
+def minibatches(micro_batches: Sequence[T], num: int) -> Iterator[Sequence[T]]:
+    """``num`` runs of neighbouring micro-batches, as even as they get; fewer where there are not enough micro-batches."""
+    num = min(num, len(micro_batches))
+    bounds = [round(i * len(micro_batches) / num) for i in range(num + 1)]
+    return (micro_batches[start:stop] for start, stop in zip(bounds, bounds[1:], strict=False))
+
+
+def update(model: torch.nn.Module, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> torch.Tensor:
+    """One optimizer update from the accumulated gradients, which are cleared; returns their norm before clipping."""
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm

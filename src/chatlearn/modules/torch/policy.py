@@ -1,0 +1,114 @@
+"""The policy that samples, and the reference that it is held against."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from chatlearn.modules.torch.huggingface import ModelArgs, load_causal_lm, load_tokenizer
+from chatlearn.modules.torch.module import TorchModule
+from chatlearn.modules.torch.prompts import TokenizedPrompts
+from chatlearn.modules.torch.sampling import sample
+from chatlearn.modules.torch.scoring import Window, policy_logprobs
+from chatlearn.types import Batch
+
+
+class PolicyInference(TorchModule):
+    """Samples one response per prompt.
+
+    ``forward_step`` takes ``prompt_tokens`` and ``prompt_mask`` (its own data set makes them from text) and adds ``tokens``,
+    ``attention_mask``, ``response_mask``, ``logprobs``, ``response`` and ``finished`` (see :mod:`chatlearn.types`). Logs ``response_length`` and
+    ``entropy`` (the estimate -E[log p] from the sampled tokens, nats per token).
+    """
+
+    class Args(ModelArgs):
+        """``models.<name>.args``."""
+
+        max_new_tokens: int = Field(
+            ge=1, description="the most tokens of a response, the end-of-sequence token included"
+        )
+        temperature: float = Field(1.0, gt=0, description="of sampling; trainers and reference need the same")
+
+    thread_safe = True
+    reads = frozenset({"prompt_tokens", "prompt_mask"})
+    writes = frozenset({"tokens", "attention_mask", "response_mask", "logprobs", "response", "finished"})
+
+    def setup(self) -> None:
+        """Loads model and tokenizer."""
+        self.model = load_causal_lm(self.model_args, self.device)
+        self.tokenizer = load_tokenizer(self.model_args)
+
+    def build_dataset(self, prompts: Sequence[Any]) -> TokenizedPrompts:
+        """Text prompts, tokenized by the model's own tokenizer."""
+        return TokenizedPrompts(prompts, self.tokenizer)
+
+    def forward_step(self, data: Batch, greedy: bool = False) -> Batch:
+        """Samples a response to each prompt; with ``greedy`` takes the most likely token each time."""
+        args = self.model_args
+        noise = None if greedy else self.uniforms(self.batch.sample_ids, args.max_new_tokens).to(self.device)
+        prompt_tokens, prompt_mask = (
+            data["prompt_tokens"].to(self.device),
+            data["prompt_mask"].to(self.device),
+        )
+        responses = sample(
+            self.model,
+            prompt_tokens,
+            prompt_mask,
+            max_new_tokens=args.max_new_tokens,
+            eos_token_ids=_eos_token_ids(self.model, self.tokenizer),
+            pad_token_id=self.tokenizer.pad_token_id,
+            temperature=args.temperature,
+            noise=noise,
+        )
+        width = prompt_tokens.shape[1]
+        mask = responses.mask.cpu()
+        self.log("response_length", mask.sum() / len(mask))
+        self.log("entropy", -responses.logprobs.sum().cpu() / mask.sum())
+        before = torch.zeros(len(mask), width)
+        return {
+            **{key: value for key, value in data.items() if key not in self.reads},
+            "tokens": torch.cat([prompt_tokens, responses.tokens], 1).cpu(),
+            "attention_mask": torch.cat([data["prompt_mask"].cpu(), mask.long()], 1),
+            "response_mask": torch.cat([before, mask], 1),
+            "logprobs": torch.cat([before, responses.logprobs.cpu()], 1),
+            "response": self.tokenizer.batch_decode(responses.tokens, skip_special_tokens=True),
+            "finished": responses.finished.cpu(),
+        }
+
+    def eval_step(self, data: Batch) -> Batch:
+        """The most likely response to each prompt."""
+        return self.forward_step(data, greedy=True)
+
+
+class PolicyReference(TorchModule):
+    """Adds ``ref_logprobs``, the log-probabilities of the sampled tokens under a model that is not trained."""
+
+    class Args(ModelArgs):
+        """``models.<name>.args``."""
+
+        temperature: float = Field(1.0, gt=0, description="that the responses were sampled with")
+
+    thread_safe = True
+    reads = frozenset({"tokens", "attention_mask", "response_mask"})
+    writes = frozenset({"ref_logprobs"})
+
+    def setup(self) -> None:
+        """Loads the model."""
+        self.model = load_causal_lm(self.model_args, self.device)
+
+    @torch.no_grad()
+    def forward_step(self, data: Batch) -> Batch:
+        """Scores the responses of a batch."""
+        window = Window.of(data, self.device)
+        logprobs = policy_logprobs(self.model, window, self.model_args.temperature)
+        return {**data, "ref_logprobs": window.spread(logprobs, data["tokens"].shape[1])}
+
+
+def _eos_token_ids(model: Any, tokenizer: Any) -> set[int]:
+    """All tokens that end a response: the tokenizer's, and those that the model's generation config names."""
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    found = configured if isinstance(configured, list) else [configured]
+    return {tokenizer.eos_token_id, *(token for token in found if token is not None)}

@@ -1,0 +1,34 @@
+"""The value model that judges states during rollouts."""
+
+from __future__ import annotations
+
+import torch
+
+from chatlearn.modules.torch.huggingface import ModelArgs, ValueModel, load_causal_lm
+from chatlearn.modules.torch.module import TorchModule
+from chatlearn.modules.torch.scoring import Window, state_values
+from chatlearn.types import Batch
+
+
+class ValueInference(TorchModule):
+    """Adds ``values``, the expected return of the state in which each response token was chosen.
+
+    The model is a language model's backbone with a scalar head, zero at the start.
+    """
+
+    class Args(ModelArgs):
+        """``models.<name>.args``."""
+
+    thread_safe = True
+    reads = frozenset({"tokens", "attention_mask", "response_mask"})
+    writes = frozenset({"values"})
+
+    def setup(self) -> None:
+        """Loads the backbone and makes the head."""
+        self.model = ValueModel(load_causal_lm(self.model_args, self.device))
+
+    @torch.no_grad()
+    def forward_step(self, data: Batch) -> Batch:
+        """Judges the states of a batch."""
+        window = Window.of(data, self.device)
+        return {**data, "values": window.spread(state_values(self.model, window), data["tokens"].shape[1])}

@@ -1,0 +1,84 @@
+"""The warm start: a new model, fitted to an imperfect demonstrator. A flow of one trainer without an environment."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from chatlearn.config.active import init
+from chatlearn.config.load import load_config
+from chatlearn.config.schema import Config
+from chatlearn.engine.engine import Engine
+from chatlearn.engine.trainer import Trainer
+from chatlearn.modules.torch.sft_trainer import SFTTrainer
+from chatlearn.recipes.ppo.task import Sample, build_model, build_tokenizer, imperfect_demonstrations
+
+NAME = "warm_start"
+BATCH_SIZE = 128
+STEPS_PER_EPISODE = 25
+
+
+class WarmStart(SFTTrainer):
+    """Supervised fine-tuning of the demo's model."""
+
+    class Args(SFTTrainer.Args):
+        """``models.warm_start.args``."""
+
+        seed: int = Field(
+            0, ge=0, description="of the new model's weights, the demonstrations and their order"
+        )
+        num_steps: int = Field(
+            700,
+            ge=STEPS_PER_EPISODE,
+            description=f"train steps of {BATCH_SIZE} samples, in episodes of {STEPS_PER_EPISODE}",
+        )
+
+
+def warm_start_engine(config: Config, folder: Path, training: list[Sample]) -> tuple[Config, Engine]:
+    """The engine of the warm start and its configuration; the new model is written to ``<folder>/initial``."""
+    args = config.models[NAME].args
+    seed, num_steps = args.get("seed", 0), args.get("num_steps", 700)
+    tokenizer = build_tokenizer()
+    build_model(tokenizer, seed).save_pretrained(folder / "initial")
+    tokenizer.save_pretrained(folder / "initial")
+    settings: dict[str, Any] = {
+        "runtime.exp_name": NAME,
+        "runtime.output_dir": str(folder),
+        "runtime.resume": "auto",
+        "runtime.seed": seed,
+        "runtime.num_episode": num_steps // STEPS_PER_EPISODE,
+        "runtime.sample_per_episode": BATCH_SIZE * STEPS_PER_EPISODE,
+        "runtime.train_micro_batch_size": BATCH_SIZE,
+        "runtime.train_global_batch_size": BATCH_SIZE,
+        "runtime.save_episode_interval": 4,
+        "runtime.log_interval": 4,
+        "runtime.export": [NAME],
+        f"models.{NAME}.args.model_path": str(folder / "initial"),
+    }
+    return settled(config, settings, [NAME]), warm_start_flow(
+        imperfect_demonstrations(training, seed, BATCH_SIZE * num_steps)
+    )
+
+
+def warm_start_flow(demonstrations: list[Sample]) -> Engine:
+    """``Engine(None, trainer)``: the data set feeds the trainer."""
+    sft = WarmStart(NAME)
+    return Engine(None, Trainer(lambda batch: sft.train_step(batch))).set_dataset(demonstrations)
+
+
+def run_warm_start(config: Config, folder: Path, training: list[Sample]) -> Path:
+    """Trains (or resumes, or finds finished) the warm start of a run; returns the folder of its model."""
+    warm_config, engine = warm_start_engine(config, folder, training)
+    init(warm_config)
+    engine.learn()
+    engine.stop()
+    return folder / NAME / "policy"
+
+
+def settled(config: Config, settings: dict[str, Any], models: list[str]) -> Config:
+    """``config`` with some keys set, and with these models only."""
+    changed = load_config(config, [f"{key}={json.dumps(value)}" for key, value in settings.items()])
+    return changed.model_copy(update={"models": {name: changed.model(name) for name in models}})
