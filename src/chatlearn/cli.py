@@ -30,15 +30,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console script.
 
     Returns:
-        0; 1 after an error of chatlearn (its text is printed); 2 for unusable arguments; 130 after Ctrl-C.
+        0; 1 after an error of chatlearn (its text is printed); the process ends with 2 for unusable arguments, and with 130 after Ctrl-C.
     """
     arguments, rest = _parser().parse_known_args(argv)
     command = _check if arguments.command == "check" else _run
     try:
         command(arguments.what, rest)
     except ChatLearnError as error:
-        if error.__cause__ is not None or isinstance(error, SystemError):
-            raise
+        if error.__cause__ is not None:
+            raise  # a user's own exception comes out with its own traceback first
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     return 0
@@ -96,7 +96,7 @@ def _recipe(name: str) -> Any:
         from difflib import get_close_matches
 
         near = get_close_matches(name, RECIPES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ConfigError(
             f"There is no recipe {name!r}{hint} Recipes: {', '.join(RECIPES)}. A program of your own ends in .py."
         )
@@ -110,7 +110,19 @@ def _recipe(name: str) -> Any:
 
 def _recipe_config(recipe: Any, rest: list[str]) -> Any:
     path, overrides = parse_command_line(rest)
+    if unknown := [word for word in _not_ours(rest) if word not in overrides]:
+        raise ConfigError(
+            f"Nothing reads {', '.join(map(repr, unknown))}. A recipe takes -c FILE, --resume [PATH] and settings such as runtime.num_episode=3."
+        )
     return load_config(path or recipe.CONFIG, overrides)
+
+
+def _not_ours(rest: list[str]) -> list[str]:
+    """The words beside ``-c`` and ``--resume`` and what belongs to them."""
+    options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    options.add_argument("-c", "--config")
+    options.add_argument("--resume", nargs="?")
+    return options.parse_known_args(rest)[1]
 
 
 def _run_script(path: str, rest: list[str]) -> None:

@@ -19,8 +19,7 @@ def gae_of_row(rewards: list[float], values: list[float], gamma: float, lam: flo
     next_values = [*values, 0.0][1:]
     deltas = [r + gamma * n - v for r, v, n in zip(rewards, values, next_values, strict=True)]
     return [
-        sum((gamma * lam) ** step * delta for step, delta in enumerate(deltas[start:]))
-        for start in range(len(deltas))
+        sum((gamma * lam) ** step * delta for step, delta in enumerate(deltas[start:])) for start in range(len(deltas))
     ]
 
 
@@ -87,14 +86,10 @@ def test_matches_the_papers_sum_over_valid_tokens(rollout: tuple, gamma: float, 
 
 
 @given(rollouts(), UNIT, UNIT, st.data())
-def test_inserted_invalid_tokens_change_nothing(
-    rollout: tuple, gamma: float, lam: float, data: st.DataObject
-) -> None:
+def test_inserted_invalid_tokens_change_nothing(rollout: tuple, gamma: float, lam: float, data: st.DataObject) -> None:
     rewards, values, mask = tensors(*rollout)
     num_tokens = mask.shape[1]
-    places = sorted(
-        data.draw(st.sets(st.integers(0, 2 * num_tokens), min_size=num_tokens, max_size=num_tokens))
-    )
+    places = sorted(data.draw(st.sets(st.integers(0, 2 * num_tokens), min_size=num_tokens, max_size=num_tokens)))
     wide = [torch.full((mask.shape[0], 2 * num_tokens + 1), fill) for fill in (INF, -INF, 0.0)]
     wide = [to.to(x.dtype) for to, x in zip(wide, (rewards, values, mask), strict=True)]
     for to, x in zip(wide, (rewards, values, mask), strict=True):
@@ -151,9 +146,7 @@ def test_long_rows_keep_the_order_of_their_tokens() -> None:
 
 
 def test_lambda_zero_gives_one_step_residuals() -> None:
-    advantages, _ = gae(
-        torch.tensor([[1.0, 2.0]]), torch.tensor([[10.0, 20.0]]), torch.ones(1, 2), gamma=0.5, lam=0.0
-    )
+    advantages, _ = gae(torch.tensor([[1.0, 2.0]]), torch.tensor([[10.0, 20.0]]), torch.ones(1, 2), gamma=0.5, lam=0.0)
     assert advantages.tolist() == [[1.0 + 10.0 - 10.0, 2.0 - 20.0]]
 
 
@@ -178,9 +171,7 @@ def test_nan_at_masked_places_reaches_no_gradient() -> None:
 def test_gradients_match_finite_differences() -> None:
     generator = torch.Generator().manual_seed(0)
     mask = torch.tensor([[0, 1, 1, 0, 1], [1, 0, 1, 1, 0]])
-    rewards, values = (
-        torch.randn(2, 5, dtype=torch.float64, generator=generator).requires_grad_() for _ in range(2)
-    )
+    rewards, values = (torch.randn(2, 5, dtype=torch.float64, generator=generator).requires_grad_() for _ in range(2))
     assert torch.autograd.gradcheck(lambda r, v: gae(r, v, mask, gamma=0.9, lam=0.8), (rewards, values))
 
 

@@ -63,9 +63,7 @@ def policy_and_reference() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k3"])
-def test_expectation_of_the_unbiased_estimators_is_the_kl(
-    policy_and_reference: tuple, estimator: str
-) -> None:
+def test_expectation_of_the_unbiased_estimators_is_the_kl(policy_and_reference: tuple, estimator: str) -> None:
     policy, reference = policy_and_reference
     logprobs, ref_logprobs = policy.log_softmax(0), reference.log_softmax(0)
     expectation = (logprobs.exp() * kl_estimate(logprobs, ref_logprobs, estimator)).sum()
@@ -117,9 +115,7 @@ def test_nothing_is_clamped() -> None:
 
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
 def test_nan_stays_where_it_is(estimator: str) -> None:
-    result = kl_estimate(
-        torch.tensor([-1.0, float("nan"), -2.0]), torch.tensor([-1.0, -1.0, -2.0]), estimator
-    )
+    result = kl_estimate(torch.tensor([-1.0, float("nan"), -2.0]), torch.tensor([-1.0, -1.0, -2.0]), estimator)
     assert result.isnan().tolist() == [False, True, False]
 
 

@@ -41,9 +41,7 @@ def test_logits_at_t_belong_to_token_t() -> None:
 def test_temperature_by_hand() -> None:
     """Logits 0 and 2 log 3 at temperature 2 are 0 and log 3."""
     logits = torch.tensor([[[0.0, 2 * math.log(3)]]], dtype=torch.float64)
-    assert token_logprobs(logits, torch.tensor([[1]]), temperature=2.0).item() == pytest.approx(
-        math.log(3 / 4)
-    )
+    assert token_logprobs(logits, torch.tensor([[1]]), temperature=2.0).item() == pytest.approx(math.log(3 / 4))
 
 
 @pytest.mark.usefixtures("block_elements")
@@ -64,9 +62,7 @@ def test_entropy_matches_categorical() -> None:
 def test_gradients_match_finite_differences() -> None:
     logits, tokens = random_logits(2, 3, 7).requires_grad_(), random_tokens(2, 3, vocabulary=7)
     for temperature in (1.0, 0.7):
-        assert torch.autograd.gradcheck(
-            lambda x, t=temperature: token_logprobs(x, tokens, temperature=t), logits
-        )
+        assert torch.autograd.gradcheck(lambda x, t=temperature: token_logprobs(x, tokens, temperature=t), logits)
     assert torch.autograd.gradcheck(entropy, logits)
 
 
@@ -120,9 +116,7 @@ def test_half_precision_logits_are_computed_in_float32(dtype: torch.dtype, tempe
     actual.sum().backward()
     assert logits.grad.dtype == dtype
     onehot = torch.nn.functional.one_hot(tokens, 50)
-    torch.testing.assert_close(
-        logits.grad.double(), (onehot - exact.probs) / temperature, rtol=1e-2, atol=1e-4
-    )
+    torch.testing.assert_close(logits.grad.double(), (onehot - exact.probs) / temperature, rtol=1e-2, atol=1e-4)
 
 
 def test_float32_and_float64_keep_their_dtype() -> None:
@@ -197,9 +191,7 @@ def test_illegal_temperatures_are_refused(temperature: float) -> None:
         token_logprobs(torch.zeros(1, 2, 3), torch.zeros(1, 2, dtype=torch.int64), temperature=temperature)
 
 
-@pytest.mark.parametrize(
-    ("logits_shape", "tokens_shape"), [((1, 2, 3), (1, 3)), ((2, 3), (2,)), ((1, 2, 3), (2,))]
-)
+@pytest.mark.parametrize(("logits_shape", "tokens_shape"), [((1, 2, 3), (1, 3)), ((2, 3), (2,)), ((1, 2, 3), (2,))])
 def test_shapes_that_do_not_fit_are_refused(logits_shape: tuple, tokens_shape: tuple) -> None:
     with pytest.raises(ValueError, match=r"logits_BTV has shape .* but tokens_BT has shape .*") as error:
         token_logprobs(torch.zeros(logits_shape), torch.zeros(tokens_shape, dtype=torch.int64))

@@ -164,9 +164,7 @@ def test_gradients_of_a_minibatch_do_not_depend_on_its_micro_batches(mode: str, 
 
 
 def test_unknown_modes_are_refused() -> None:
-    message = (
-        "unknown aggregation 'mean'; legal are 'token_mean', 'seq_sum_mean', 'seq_mean_mean', 'constant'"
-    )
+    message = "unknown aggregation 'mean'; legal are 'token_mean', 'seq_sum_mean', 'seq_mean_mean', 'constant'"
     x = torch.zeros(1, 2)
     for call in (
         lambda: aggregate(x, x, "mean"),

@@ -38,9 +38,7 @@ CLIPS = st.fixed_dictionaries(
 
 
 @given(batches(4), CLIPS)
-def test_policy_loss_matches_the_formula_token_by_token(
-    batch: tuple[list[Tensor], Tensor], clips: dict
-) -> None:
+def test_policy_loss_matches_the_formula_token_by_token(batch: tuple[list[Tensor], Tensor], clips: dict) -> None:
     (logprobs, old_logprobs, advantages, weights), mask = batch
     fields = [poison(x, mask) for x in (logprobs, old_logprobs, advantages)]
     loss_BT, metrics_BT = policy_loss_per_token(*fields, mask, weights=poison(weights, mask), **clips)
@@ -86,9 +84,7 @@ def test_policy_loss_matches_the_formula_token_by_token(
 def test_clip_by_hand(ratio: float, advantage: float, expected: float, slope: float, clipped: int) -> None:
     """Bounds 0.9 and 1.3. The slope in the log-probability is the unclipped loss if that counts, else 0."""
     logprobs, old_logprobs, advantages, mask = one_token(math.log(ratio) - 1, -1, advantage, 1)
-    loss, metrics = policy_loss(
-        logprobs.requires_grad_(), old_logprobs, advantages, mask, clip_low=0.1, clip_high=0.3
-    )
+    loss, metrics = policy_loss(logprobs.requires_grad_(), old_logprobs, advantages, mask, clip_low=0.1, clip_high=0.3)
     loss.backward()
     assert loss.item() == pytest.approx(expected)
     assert logprobs.grad.item() == pytest.approx(slope)
@@ -105,9 +101,7 @@ def test_clip_by_hand(ratio: float, advantage: float, expected: float, slope: fl
         (5.0, 2.0, -2.4, 0.0, 1),  # positive advantages know no dual clip
     ],
 )
-def test_dual_clip_by_hand(
-    ratio: float, advantage: float, expected: float, slope: float, clipped: int
-) -> None:
+def test_dual_clip_by_hand(ratio: float, advantage: float, expected: float, slope: float, clipped: int) -> None:
     """The dual clip bounds the loss and stops the gradient, and does not count in ``clip_frac``."""
     logprobs, old_logprobs, advantages, mask = one_token(math.log(ratio), 0, advantage, 1)
     loss, metrics = policy_loss(logprobs.requires_grad_(), old_logprobs, advantages, mask, dual_clip=3.0)
@@ -122,9 +116,7 @@ def test_first_update_has_the_policy_gradient() -> None:
     advantages, mask = torch.tensor([[1.0, -2.0, 3.0]]), torch.tensor([[1, 1, 0]])
     for copy in (True, False):
         logprobs = torch.tensor([[-1.0, -2.0, -3.0]], requires_grad=True)
-        loss, metrics = policy_loss(
-            logprobs, logprobs.detach().clone() if copy else logprobs, advantages, mask
-        )
+        loss, metrics = policy_loss(logprobs, logprobs.detach().clone() if copy else logprobs, advantages, mask)
         loss.backward()
         assert logprobs.grad.tolist() == [[-0.5, 1.0, 0.0]]
         assert metrics["clip_frac"].item() == metrics["approx_kl"].item() == 0
@@ -148,9 +140,7 @@ def test_policy_gradients_match_finite_differences() -> None:
 
 
 @given(batches(3), CLIPS)
-def test_masked_places_of_the_policy_loss_get_zero_gradient(
-    batch: tuple[list[Tensor], Tensor], clips: dict
-) -> None:
+def test_masked_places_of_the_policy_loss_get_zero_gradient(batch: tuple[list[Tensor], Tensor], clips: dict) -> None:
     fields, mask = batch
     clean = [torch.where(mask, x, 0) for x in fields]
     dirty = [poison(x, mask) for x in fields]
@@ -207,9 +197,7 @@ def test_infinite_upper_clip_leaves_the_ratio_unbounded() -> None:
 
 
 @given(batches(3), st.floats(0.1, 10))
-def test_scaling_advantages_or_weights_scales_the_policy_loss(
-    batch: tuple[list[Tensor], Tensor], scale: float
-) -> None:
+def test_scaling_advantages_or_weights_scales_the_policy_loss(batch: tuple[list[Tensor], Tensor], scale: float) -> None:
     (logprobs, old_logprobs, advantages), mask = batch
     plain, _ = policy_loss(logprobs, old_logprobs, advantages, mask)
     scaled, _ = policy_loss(logprobs, old_logprobs, scale * advantages, mask)
@@ -238,9 +226,7 @@ def test_metrics_are_token_means_whatever_the_aggregation() -> None:
     log_ratio = torch.tensor([[1.0, 1.0, 1.0], [0.0, NAN, NAN]])
     mask = torch.tensor([[1, 1, 1], [1, 0, 0]])
     for aggregation in ("token_mean", "seq_sum_mean", "seq_mean_mean"):
-        _, metrics = policy_loss(
-            log_ratio, torch.zeros(2, 3), torch.ones(2, 3), mask, aggregation=aggregation
-        )
+        _, metrics = policy_loss(log_ratio, torch.zeros(2, 3), torch.ones(2, 3), mask, aggregation=aggregation)
         assert metrics["clip_frac"].item() == 0.75
         assert metrics["approx_kl"].item() == -0.75
 
@@ -296,9 +282,7 @@ def test_result_dtype(dtype: torch.dtype, result_dtype: torch.dtype) -> None:
         ("dual_clip", NAN, "dual_clip must be None or a finite number above 1, got nan"),
     ],
 )
-def test_illegal_policy_constants_are_refused(
-    function: Callable, constant: str, value: float, message: str
-) -> None:
+def test_illegal_policy_constants_are_refused(function: Callable, constant: str, value: float, message: str) -> None:
     x = torch.zeros(1, 2)
     with pytest.raises(ValueError, match=message):
         function(x, x, x, x, **{constant: value})

@@ -23,16 +23,12 @@ def value_token_loss(value: float, old_value: float, target: float, clip: float 
 
 
 @given(batches(3), st.one_of(st.none(), st.floats(0.01, 3)))
-def test_value_loss_matches_the_formula_token_by_token(
-    batch: tuple[list[Tensor], Tensor], clip: float | None
-) -> None:
+def test_value_loss_matches_the_formula_token_by_token(batch: tuple[list[Tensor], Tensor], clip: float | None) -> None:
     fields, mask = batch
     dirty = [poison(x, mask) for x in fields]
     loss_BT = value_loss_per_token(*dirty, mask, clip=clip)
     assert (loss_BT[~mask] == 0).all()
-    expected = [
-        value_token_loss(*(x[row, t].item() for x in fields), clip) for row, t in mask.nonzero().tolist()
-    ]
+    expected = [value_token_loss(*(x[row, t].item() for x in fields), clip) for row, t in mask.nonzero().tolist()]
     assert loss_BT[mask].tolist() == pytest.approx(expected, abs=1e-9)
     mean = sum(expected) / max(1, len(expected))
     assert value_loss(*dirty, mask, clip=clip).item() == pytest.approx(mean, abs=1e-9)
@@ -47,9 +43,7 @@ def test_value_loss_matches_the_formula_token_by_token(
         (3.0, 1.0, 0.5, 2.0, 2.0),  # clipped to 1.5, nearer to the target: the unclipped error counts
     ],
 )
-def test_value_clip_by_hand(
-    value: float, old_value: float, clip: float | None, expected: float, slope: float
-) -> None:
+def test_value_clip_by_hand(value: float, old_value: float, clip: float | None, expected: float, slope: float) -> None:
     """The target is 1."""
     values, old_values, returns, mask = one_token(value, old_value, 1, 1)
     loss = value_loss(values.requires_grad_(), old_values, returns, mask, clip=clip)
@@ -81,9 +75,7 @@ def test_value_gradients_match_finite_differences() -> None:
     returns = torch.tensor([[1.0, 3.0, 1.0, 1.0, 5.0]], dtype=torch.float64)
     mask = torch.tensor([[1, 1, 1, 1, 0]])
     for clip in (None, 0.5):
-        assert torch.autograd.gradcheck(
-            lambda v, c=clip: value_loss(v, old_values, returns, mask, clip=c), values
-        )
+        assert torch.autograd.gradcheck(lambda v, c=clip: value_loss(v, old_values, returns, mask, clip=c), values)
 
 
 def test_only_values_get_a_gradient() -> None:

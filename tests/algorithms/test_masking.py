@@ -99,9 +99,7 @@ def test_whitening_divides_by_the_root_of_sample_variance_plus_epsilon(
     shifted = masked_whiten(poisoned(x, mask), torch.from_numpy(mask)).numpy()
     kept = masked_whiten(poisoned(x, mask), torch.from_numpy(mask), shift_mean=False).numpy()
     np.testing.assert_allclose(shifted[mask], (valid - valid.mean()) / scale, rtol=1e-6, atol=1e-6)
-    np.testing.assert_allclose(
-        kept[mask], (valid - valid.mean()) / scale + valid.mean(), rtol=1e-6, atol=1e-6
-    )
+    np.testing.assert_allclose(kept[mask], (valid - valid.mean()) / scale + valid.mean(), rtol=1e-6, atol=1e-6)
     assert (shifted[~mask] == 0).all()
     assert (kept[~mask] == 0).all()
 

@@ -73,8 +73,6 @@ def test_wrong_argument(argument):
 
 def test_import_pulls_in_nothing_heavy():
     code = "import chatlearn.config, sys; print(*sys.modules)"
-    loaded = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout.split()
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "chatlearn.config" in loaded
     assert not {"torch", "ray", "transformers", "rich", "numpy", "yaml"} & set(loaded)

@@ -19,9 +19,7 @@ SCALARS = st.one_of(
     st.integers(),
     st.floats(allow_nan=False),
     TEXT,
-    st.sampled_from(
-        ["1e-4", "010", "08", "2024-01-01", "12:30", "~", "on", ".5", "1_0", "!x", "&a", "*a", "- a"]
-    ),
+    st.sampled_from(["1e-4", "010", "08", "2024-01-01", "12:30", "~", "on", ".5", "1_0", "!x", "&a", "*a", "- a"]),
 )
 VALUES = st.recursive(
     SCALARS,
@@ -102,9 +100,7 @@ def test_random_text_raises_nothing_else(text):
 
 
 @FAST
-@given(
-    st.dictionaries(st.sampled_from(["runtime", "rlhf", "models", "runtime_env"]) | KEYS, VALUES, max_size=3)
-)
+@given(st.dictionaries(st.sampled_from(["runtime", "rlhf", "models", "runtime_env"]) | KEYS, VALUES, max_size=3))
 def test_random_dict_raises_nothing_else(data):
     with suppress(ConfigError):
         load_config(data)
@@ -123,9 +119,7 @@ def test_random_override_raises_nothing_else(keys, value):
 @FAST
 @given(st.floats(allow_nan=False))
 def test_floats_stay_floats(number):
-    read = load_config_text(
-        f"models: {{a: {{args: {{x: {number!r}}}}}}}" if math.isfinite(number) else "models: {}"
-    )
+    read = load_config_text(f"models: {{a: {{args: {{x: {number!r}}}}}}}" if math.isfinite(number) else "models: {}")
     if math.isfinite(number):
         assert read.models["a"].args["x"] == number
         assert isinstance(read.models["a"].args["x"], float)

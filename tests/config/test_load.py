@@ -30,9 +30,7 @@ def test_file(write, monkeypatch):
 def test_sources(write, monkeypatch):
     monkeypatch.delenv("EPISODES", raising=False)
     monkeypatch.setenv("SEED", "12")
-    sources = load_config(
-        write(PPO), ["models.policy.args.lr=1e-3", "models.policy.args.opt={beta: 0.9}"]
-    ).sources
+    sources = load_config(write(PPO), ["models.policy.args.lr=1e-3", "models.policy.args.opt={beta: 0.9}"]).sources
     assert sources["runtime_env.backend"] == "ppo.yaml:2"
     assert sources["runtime_env.isolate"] == "default"
     assert sources["models"] == "ppo.yaml:3"
@@ -190,9 +188,7 @@ def test_override_from_the_environment(monkeypatch):
 
 
 def test_to_yaml(write):
-    config = load_config(
-        write('models:\n  policy:\n    args: {lr: 1e-4, text: "a\\nb # \'"}\n'), ["runtime.seed=3"]
-    )
+    config = load_config(write('models:\n  policy:\n    args: {lr: 1e-4, text: "a\\nb # \'"}\n'), ["runtime.seed=3"])
     lines = config.to_yaml().splitlines()
     assert "runtime_env:  # default" in lines
     assert "models:  # ppo.yaml:1" in lines

@@ -188,9 +188,7 @@ def test_environment_without_a_value(problems, monkeypatch):
 
 def test_environment_with_broken_yaml(problems, monkeypatch):
     monkeypatch.setenv("SEED", "[1")
-    assert "environment SEED (ppo.yaml:2)  runtime.seed: not valid YAML" in problems(
-        "runtime:\n  seed: ${SEED}"
-    )
+    assert "environment SEED (ppo.yaml:2)  runtime.seed: not valid YAML" in problems("runtime:\n  seed: ${SEED}")
 
 
 @pytest.mark.parametrize(

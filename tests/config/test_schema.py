@@ -115,9 +115,7 @@ def test_resume(text, value):
 
 
 def test_paths_are_taken():
-    config = Config(
-        runtime={"output_dir": Path("a/b"), "resume": Path("c")}, models={"p": {"args": {"x": Path("d")}}}
-    )
+    config = Config(runtime={"output_dir": Path("a/b"), "resume": Path("c")}, models={"p": {"args": {"x": Path("d")}}})
     assert (config.runtime.output_dir, config.runtime.resume) == ("a/b", "c")
     assert config.models["p"].args == {"x": "d"}
 
@@ -148,9 +146,7 @@ def test_args_are_copied_as_plain_values():
 
 
 def test_args_refuse_objects():
-    with pytest.raises(
-        ConfigError, match=r"models\.p\.args: must consist of plain values, got an object of type"
-    ):
+    with pytest.raises(ConfigError, match=r"models\.p\.args: must consist of plain values, got an object of type"):
         Config(models={"p": {"args": {"fn": print}}})
 
 

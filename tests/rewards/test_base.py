@@ -59,9 +59,7 @@ def test_a_value_that_is_no_finite_number_is_named_with_its_sample(bad):
         score(returning([0.0, bad, 0.0]), PROMPTS, COMPLETIONS)
 
 
-@pytest.mark.parametrize(
-    "bad", [None, 1.0, "abc", {0: 1}, torch.ones(3, 1), np.float64(1), (x for x in "abc")]
-)
+@pytest.mark.parametrize("bad", [None, 1.0, "abc", {0: 1}, torch.ones(3, 1), np.float64(1), (x for x in "abc")])
 def test_a_result_that_is_no_list_is_refused(bad):
     with pytest.raises(DataError, match="expected a list"):
         score(returning(bad), PROMPTS, COMPLETIONS)
@@ -151,9 +149,7 @@ def test_resolve_callable_and_paths(tmp_path, monkeypatch):
         resolve("some_rewards:NUMBER")
 
 
-@pytest.mark.parametrize(
-    "path", ["some_rewards", "some_rewards.one", ":one", "some_rewards:", "", ".relative:one"]
-)
+@pytest.mark.parametrize("path", ["some_rewards", "some_rewards.one", ":one", "some_rewards:", "", ".relative:one"])
 def test_resolve_refuses_malformed_paths(path):
     with pytest.raises(ConfigError, match=r"package\.module:name"):
         resolve(path)

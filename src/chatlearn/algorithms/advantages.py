@@ -12,9 +12,7 @@ from torch import Tensor
 from chatlearn.algorithms.masking import as_float, check_same_shape
 
 
-def gae(
-    rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, *, gamma: float, lam: float
-) -> tuple[Tensor, Tensor]:
+def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, *, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation (Schulman et al. 2016, arXiv:1506.02438, eq. 16), and returns.
 
     With the valid tokens of a row numbered ``0 .. n-1``::

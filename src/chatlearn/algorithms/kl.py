@@ -50,6 +50,4 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: KLEstimator) 
     if estimator == "k3":
         # exp(-d) - 1 has no correct digit in float32 once d^2 / 2 is below 6e-8; expm1 keeps them.
         return torch.expm1(-difference) + difference
-    raise ValueError(
-        f"unknown KL estimator {estimator!r}; legal are {', '.join(map(repr, get_args(KLEstimator)))}"
-    )
+    raise ValueError(f"unknown KL estimator {estimator!r}; legal are {', '.join(map(repr, get_args(KLEstimator)))}")

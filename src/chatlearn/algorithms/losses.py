@@ -36,9 +36,7 @@ MAX_LOG_RATIO = 80.0
 """Largest log-ratio to be exponentiated: exp overflows at 88, a clipped token's gradient is then 0 * inf."""
 
 
-def aggregate(
-    loss_BT: Tensor, mask_BT: Tensor, mode: Aggregation, *, max_length: int | None = None
-) -> Tensor:
+def aggregate(loss_BT: Tensor, mask_BT: Tensor, mode: Aggregation, *, max_length: int | None = None) -> Tensor:
     """Reduce per-token losses to a scalar; 0 if no token counts.
 
     - ``token_mean``: sum over tokens / number of tokens; every token weighs the same (DAPO, Yu et al. 2025,
@@ -278,8 +276,6 @@ def value_loss_per_token(
 
 def _check_mode(mask_BT: Tensor, mode: str) -> None:
     if mode not in get_args(Aggregation):
-        raise ValueError(
-            f"unknown aggregation {mode!r}; legal are {', '.join(map(repr, get_args(Aggregation)))}"
-        )
+        raise ValueError(f"unknown aggregation {mode!r}; legal are {', '.join(map(repr, get_args(Aggregation)))}")
     if mode != "token_mean" and mask_BT.dim() != 2:
         raise ValueError(f"aggregation {mode!r} needs [B, T], got shape {list(mask_BT.shape)}")

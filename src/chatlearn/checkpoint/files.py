@@ -77,15 +77,16 @@ def sync_to_disk(path: Path) -> None:
 
 
 def _to_tree(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
-    if isinstance(value, np.ndarray):
-        return {"$array": _to_tree(torch.from_numpy(value), path, tensors)["$tensor"]}
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
+        return {"$array": _to_tree(torch.from_numpy(value.copy()), path, tensors)["$tensor"]}
     if isinstance(value, torch.Tensor):
+        name = f"{len(tensors)}{path}"  # the number tells keys apart that read the same, such as 1 and "1"
         # a copy of its own: safetensors refuses tensors that share memory, as tied weights do
-        tensors[path] = value.detach().cpu().contiguous().clone()
-        return {"$tensor": path}
+        tensors[name] = value.detach().cpu().contiguous().clone()
+        return {"$tensor": name}
     if value is None or isinstance(value, (bool, str)) or type(value) in (int, float):
         return value
-    if isinstance(value, (np.integer, np.floating)):
+    if isinstance(value, (np.integer, np.floating, np.bool_)):
         return value.item()
     if isinstance(value, (list, tuple)):
         parts = [_to_tree(part, f"{path}/{i}", tensors) for i, part in enumerate(value)]
@@ -95,8 +96,7 @@ def _to_tree(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
             return {key: _to_tree(part, f"{path}/{key}", tensors) for key, part in value.items()}
         return {
             "$items": [
-                [_to_tree(key, path, tensors), _to_tree(part, f"{path}/{key}", tensors)]
-                for key, part in value.items()
+                [_to_tree(key, path, tensors), _to_tree(part, f"{path}/{key}", tensors)] for key, part in value.items()
             ]
         }
     raise CheckpointError(

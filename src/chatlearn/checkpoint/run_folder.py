@@ -53,11 +53,13 @@ def discard_rows(path: Path, last_episode: int) -> None:
     if not path.exists():
         return
     kept, dropped = [], []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    text = path.read_text(encoding="utf-8")
+    for line in text.splitlines():
         (kept if _episode(line) <= last_episode else dropped).append(line + "\n")
     if dropped:
         with path.with_suffix(".discarded.jsonl").open("a", encoding="utf-8") as file:
             file.writelines(dropped)
+    if text != "".join(kept):
         aside = path.with_suffix(".partial")
         aside.write_text("".join(kept), encoding="utf-8")
         aside.rename(path)
@@ -111,9 +113,7 @@ def _continued(path: Path) -> RunFolder:
     if result.is_file() and json.loads(result.read_text(encoding="utf-8")).get("status") == "finished":
         return RunFolder(path, finished=True, note=f"{path} is finished; there is nothing to resume.")
     checkpoint = CheckpointStore(path / "checkpoints").latest()
-    note = (
-        f"Going on from {checkpoint}."
-        if checkpoint
-        else f"{path} has no checkpoint yet; starting again in that folder."
-    )
-    return RunFolder(path, checkpoint, note=note)
+    if checkpoint is not None:
+        return RunFolder(path, checkpoint, note=f"Going on from {checkpoint}.")
+    begun = (path / "metrics.jsonl").exists()
+    return RunFolder(path, note=f"{path} has no checkpoint yet; starting again in that folder." if begun else "")

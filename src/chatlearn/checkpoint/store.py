@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +10,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from chatlearn.checkpoint.files import load_state, read_json, save_state, sync_to_disk, write_json
 from chatlearn.errors import CheckpointError
@@ -73,9 +76,10 @@ class CheckpointStore:
         if final.exists():
             shutil.rmtree(final)
         aside.rename(final)
-        self._point_to(name)
+        self.point_to(name)
 
-    def _point_to(self, name: str) -> None:
+    def point_to(self, name: str) -> None:
+        """Makes a complete checkpoint the newest."""
         aside = self._folder / ".latest.partial"
         aside.write_text(name + "\n", encoding="utf-8")
         sync_to_disk(aside)
@@ -91,9 +95,7 @@ def read_run_state(checkpoint: Path) -> tuple[RunState, dict[str, Any]]:
     """
     content = read_json(checkpoint / "run.json")
     if content.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{checkpoint} has format {content.get('format')!r}; this version reads format {FORMAT}."
-        )
+        raise CheckpointError(f"{checkpoint} has format {content.get('format')!r}; this version reads format {FORMAT}.")
     return RunState(**content["state"]), content
 
 
@@ -119,7 +121,7 @@ def save_module(module: Any, folder: str, iteration: int, trained: bool, synced:
     if not trained and _fingerprint(state) == module.__dict__.get("_setup_fingerprint"):
         state = {}
     if state:
-        save_state(state, Path(folder) / module.name)
+        save_state(state, _stem(module, folder))
     wrote = _own_files(module, "save_checkpoint", folder, iteration)
     return bool(state) or wrote
 
@@ -130,17 +132,22 @@ def load_module(module: Any, folder: str, iteration: int) -> None:
     Raises:
         CheckpointError: the state does not fit what ``setup()`` made.
     """
-    stem = Path(folder) / module.name
+    stem = _stem(module, folder)
     if stem.with_name(stem.name + ".json").exists():
         state = load_state(stem)
         try:
             module.load_state_dict(state)
         except Exception as error:
             raise CheckpointError(
-                f"{module.name}: the state in {folder} does not fit what setup() made: {error}. Resume with the model and optimizer of the run "
-                f"that was saved, or start a new run."
+                f"{module.name}: the state in {folder} does not fit what setup() made: {str(error).rstrip('.')}. Resume with the model "
+                f"and optimizer of the run that was saved, or start a new run."
             ) from error
     _own_files(module, "load_checkpoint", folder, iteration)
+
+
+def _stem(module: Any, folder: str) -> Path:
+    """Names of modules have no dot, so these files meet no other."""
+    return Path(folder) / f"{module.name}.state"
 
 
 def _state(module: Any, synced: bool) -> dict[str, Any]:
@@ -149,9 +156,13 @@ def _state(module: Any, synced: bool) -> dict[str, Any]:
 
 
 def _fingerprint(value: Any) -> Any:
-    """Changes where a tensor was written to or replaced, or a plain value differs; reads no tensor's contents."""
+    """Changes where a tensor was written to or replaced, or an array or a plain value differs; reads no tensor's contents."""
     if isinstance(value, torch.Tensor):
-        return value.data_ptr(), 0 if value.is_inference() else value._version, tuple(value.shape)
+        # the weak reference keeps the storage's identity, though not its memory, from being given to a later tensor
+        storage = StorageWeakRef(value.untyped_storage())
+        return storage, value.storage_offset(), 0 if value.is_inference() else value._version, tuple(value.shape)
+    if isinstance(value, np.ndarray):
+        return hashlib.blake2b(value.tobytes()).digest(), value.shape
     if isinstance(value, dict):
         return {key: _fingerprint(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):

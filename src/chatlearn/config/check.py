@@ -93,16 +93,11 @@ def check_models(config: Config, module_names: Collection[str]) -> tuple[list[Pr
             continue
         guess = nearest(name, unused or config.models)
         hint = f"; did you mean it by the entry `{guess}`?" if guess else ""
-        fix = (
-            f"rename the entry `{guess}` or add `{name}:` under models"
-            if guess
-            else f"add `{name}:` under models"
-        )
+        fix = f"rename the entry `{guess}` or add `{name}:` under models" if guess else f"add `{name}:` under models"
         message = f"the module `{name}` has no entry under models, while others have one{hint}"
         problems.append(Problem(_source(config, ("models",)), f"models.{name}", message, fix))
     notes = [
-        f"{_source(config, ('models', name))}  models.{name}: no flow uses a module of this name"
-        for name in unused
+        f"{_source(config, ('models', name))}  models.{name}: no flow uses a module of this name" for name in unused
     ]
     return problems, notes
 
@@ -126,9 +121,7 @@ def _unknown_model(name: str, models: Iterable[str]) -> tuple[str, str]:
     return f"`{name}` is no entry under models{hint}", f"use one of: {', '.join(models)}"
 
 
-def _unknown_args(
-    model: type[BaseModel], data: Mapping[Any, Any], prefix: Path, mark_at: Any
-) -> list[Problem]:
+def _unknown_args(model: type[BaseModel], data: Mapping[Any, Any], prefix: Path, mark_at: Any) -> list[Problem]:
     """Keys that pydantic would drop without a word, through nested models."""
     problems = []
     known = {name: field for key, field in model.model_fields.items() for name in (key, field.alias or key)}
@@ -147,6 +140,4 @@ def _unknown_args(
 def _source(config: Config, path: Path) -> str:
     """Source of the value at ``path``, or of the nearest section around it."""
     keys = (".".join(path[:length]) for length in range(len(path), 0, -1))
-    return next(
-        (config.sources[key] for key in keys if config.sources.get(key, "default") != "default"), "defaults"
-    )
+    return next((config.sources[key] for key in keys if config.sources.get(key, "default") != "default"), "defaults")

@@ -94,9 +94,7 @@ def _check_paths(paths: list[str]) -> None:
         raise config_error([Problem(_COMMAND_LINE, "", "`-c` or `--config` comes without a file", fix)])
     if len(paths) > 1:
         message = f"more than one configuration file: {', '.join(paths)}"
-        raise config_error(
-            [Problem(_COMMAND_LINE, "", message, "keep one; set single keys with section.key=value")]
-        )
+        raise config_error([Problem(_COMMAND_LINE, "", message, "keep one; set single keys with section.key=value")])
 
 
 def _is_override(word: str) -> bool:
@@ -105,9 +103,7 @@ def _is_override(word: str) -> bool:
         return False
     dashes, section = match[1], match[2]
     # With dashes it may be an option of the program; only an exact section makes it ours (and an error).
-    return section in known_keys("") or (
-        not dashes and nearest(section, known_keys(""), _NEAR_SECTION) is not None
-    )
+    return section in known_keys("") or (not dashes and nearest(section, known_keys(""), _NEAR_SECTION) is not None)
 
 
 def _as_text(path: str) -> str:
@@ -192,11 +188,7 @@ def _apply_one(tree: Tree, word: str) -> None:
     elif match[2] not in known_keys(""):
         guess = nearest(match[2], known_keys(""))
         hint = f"; did you mean `{guess}`?" if guess else ""
-        fix = (
-            f"write {guess}{match[3]}=…"
-            if guess
-            else f"begin with one of: {', '.join(SECTIONS[''].model_fields)}"
-        )
+        fix = f"write {guess}{match[3]}=…" if guess else f"begin with one of: {', '.join(SECTIONS[''].model_fields)}"
         tree.add_problem((), mark, f"unknown section `{match[2]}`{hint}", fix)
     else:
         path = canonical(tuple((match[2] + match[3]).split(".")))

@@ -55,9 +55,7 @@ class Section(BaseModel):
         for key in data:
             name = aliases.get(key, key)
             if name in spelled:
-                raise problem(
-                    f"`{spelled[name]}` and `{key}` are two spellings of one key", "keep one of the two"
-                )
+                raise problem(f"`{spelled[name]}` and `{key}` are two spellings of one key", "keep one of the two")
             spelled[name] = key
         return {name: data[key] for name, key in spelled.items()}
 
@@ -91,9 +89,7 @@ class ModelConfig(Section):
 
     num_cpu: int = Field(default=0, ge=0, description="CPU cores reserved for each replica.")
     num_replica: int = Field(default=1, ge=1, description="Copies of the module that share its batches.")
-    cpu_per_process: int = Field(
-        default=1, ge=1, description="Threads that each process may use for computing."
-    )
+    cpu_per_process: int = Field(default=1, ge=1, description="Threads that each process may use for computing.")
     trainable: bool = Field(default=False, description="Whether the module is trained.")
     generation_batch_size: int | None = Field(
         default=None,
@@ -123,18 +119,12 @@ class RuntimeConfig(Section):
 
     section: ClassVar[str] = "runtime"
 
-    seed: int = Field(
-        default=0, ge=0, lt=2**63, description="Seed that all randomness of the run is derived from."
-    )
-    num_episode: int = Field(
-        default=5000, ge=1, description="Episodes of the run. Also spelled `num_ppo_episode`."
-    )
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Seed that all randomness of the run is derived from.")
+    num_episode: int = Field(default=5000, ge=1, description="Episodes of the run. Also spelled `num_ppo_episode`.")
     sample_per_episode: int = Field(
         default=1000, ge=1, description="Samples (not prompts) of experience in one episode."
     )
-    generation_batch_size: int = Field(
-        default=2, ge=1, description="Samples in one call of an inference step."
-    )
+    generation_batch_size: int = Field(default=2, ge=1, description="Samples in one call of an inference step.")
     train_micro_batch_size: int = Field(
         default=2, ge=1, description="Samples in one forward and backward pass of training."
     )
@@ -144,9 +134,7 @@ class RuntimeConfig(Section):
         description="Samples in one call of `train_step`; a multiple of `train_micro_batch_size`. "
         "`null` (the default) takes the value of `train_micro_batch_size`.",
     )
-    num_training_epoch: int = Field(
-        default=1, ge=1, description="Times that each sample of an episode is trained on."
-    )
+    num_training_epoch: int = Field(default=1, ge=1, description="Times that each sample of an episode is trained on.")
     eval_episode_interval: int = Field(
         default=0, ge=0, description="Evaluate after every so many episodes; 0 is never."
     )
@@ -161,9 +149,7 @@ class RuntimeConfig(Section):
         "a path goes on with that run folder or checkpoint. `false` and `true` mean `never` and `auto`.",
     )
     output_dir: str = Field(default="runs", description="Folder in which each run gets a folder of its own.")
-    exp_name: str = Field(
-        default="chatlearn", description="Name of the run's folder under `output_dir`: no path."
-    )
+    exp_name: str = Field(default="chatlearn", description="Name of the run's folder under `output_dir`: no path.")
     log_interval: int = Field(default=1, ge=1, description="Log metrics after every so many episodes.")
     log_samples: int | Literal["all"] = Field(
         default=16,

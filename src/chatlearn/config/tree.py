@@ -104,9 +104,7 @@ class Tree:
 
     def _given_twice(self, path: Path, mark: Mark) -> None:
         first = self.marks[path]
-        what = (
-            "given twice" if first.key == mark.key else f"the same key as `{first.key}`, which is given too"
-        )
+        what = "given twice" if first.key == mark.key else f"the same key as `{first.key}`, which is given too"
         at = "" if first.source == mark.source else f" (first at {first.source})"
         self.add_problem(path, mark, what + at, "keep one of the two")
 

@@ -181,9 +181,7 @@ def _worded(
 
 def _expected(error: ErrorDetails, field: FieldInfo | None) -> str:
     kind = error["type"]
-    stem = next(
-        (kind.removesuffix(end) for end in ("_type", "_parsing", "_from_float") if kind.endswith(end)), None
-    )
+    stem = next((kind.removesuffix(end) for end in ("_type", "_parsing", "_from_float") if kind.endswith(end)), None)
     plain = stem in _KINDS_BY_ERROR or kind in ("literal_error", "enum", "none_required")
     if field and (plain or kind.startswith(("greater_than", "less_than"))) and (words := expectation(field)):
         return words
@@ -250,12 +248,7 @@ def _described(annotation: Any, metadata: Iterable[Any]) -> str | None:
 
 
 def _bounds(metadata: Iterable[Any]) -> list[tuple[str, Any]]:
-    return [
-        (sign, getattr(each, name))
-        for each in metadata
-        for name, sign in _BOUNDS.items()
-        if hasattr(each, name)
-    ]
+    return [(sign, getattr(each, name)) for each in metadata for name, sign in _BOUNDS.items() if hasattr(each, name)]
 
 
 def _number(bound: Any) -> str:

@@ -123,9 +123,7 @@ class _Reader:
     def value(self, node: yaml.Node, path: Path, mark: Mark) -> Any:
         self.num_values += 1
         if self.num_values > _MAX_VALUES:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"more than {_MAX_VALUES} values", node.start_mark
-            )
+            raise yaml.constructor.ConstructorError(None, None, f"more than {_MAX_VALUES} values", node.start_mark)
         if any(node is each for each in self.open):
             return self.tree.add_problem(path, mark, "a YAML alias contains itself", "write the value out")
         if isinstance(node, yaml.ScalarNode):
@@ -203,15 +201,11 @@ class _Reader:
         # What PyYAML's constructors raise for a tag that does not fit its text, such as `!!int x`.
         except (ValueError, LookupError, yaml.YAMLError):
             kind = node.tag.removeprefix(_TAG)
-            return self.tree.add_problem(
-                path, mark, f"{shown(node.value)} is not a valid {kind}", "correct the value"
-            )
+            return self.tree.add_problem(path, mark, f"{shown(node.value)} is not a valid {kind}", "correct the value")
 
     def _tag_problem(self, node: yaml.Node, path: Path, mark: Mark) -> Any:
         tag = node.tag.replace(_TAG, "!!")
-        return self.tree.add_problem(
-            path, mark, f"the YAML tag {shown(tag)} is not allowed", "write a plain value"
-        )
+        return self.tree.add_problem(path, mark, f"the YAML tag {shown(tag)} is not allowed", "write a plain value")
 
     def _syntax_problem(self, error: yaml.YAMLError, path: Path, mark: Mark) -> Any:
         if isinstance(error, yaml.MarkedYAMLError):

@@ -13,7 +13,8 @@ from chatlearn.types import Batch, num_rows
 
 
 class Samples(list[dict[str, Any]]):
-    """A list of samples that also reads like a dict of columns: ``keys()``, ``values()``, ``items()`` and ``samples["key"]``.
+    """A list of samples that also reads like a dict of columns: ``keys()``, ``values()``, ``items()`` and
+    ``samples["key"]``.
 
     A ``collate_fn`` may therefore be written over samples (as in PyTorch) or over columns.
     """
@@ -60,9 +61,7 @@ def pad(
     longest = max(len(sequence) for sequence in sequences)
     length = longest if length is None else length
     if longest > length:
-        raise DataError(
-            f"pad(length={length}): a sequence has {longest} elements. Cut it first, or raise the length."
-        )
+        raise DataError(f"pad(length={length}): a sequence has {longest} elements. Cut it first, or raise the length.")
     first = sequences[0]
     result = first.new_full((len(sequences), length, *first.shape[1:]), value)
     for row, sequence in zip(result, sequences, strict=True):
@@ -77,11 +76,7 @@ def split(batch: Batch, size: int) -> list[Batch]:
     ``merge(split(batch, size))`` is ``batch``.
     """
     rows = num_rows(batch)
-    return (
-        [batch]
-        if rows <= size
-        else [select(batch, range(i, min(i + size, rows))) for i in range(0, rows, size)]
-    )
+    return [batch] if rows <= size else [select(batch, range(i, min(i + size, rows))) for i in range(0, rows, size)]
 
 
 def select(batch: Batch, rows: Sequence[int]) -> Batch:
@@ -109,9 +104,7 @@ def merge(batches: Sequence[Batch], padding: float = 0) -> Batch:
     for batch in batches[1:]:
         if batch.keys() != first.keys():
             odd = sorted(set(first) ^ set(batch))
-            raise DataError(
-                f"batches of one flow have different keys: {', '.join(odd)} is not in all of them."
-            )
+            raise DataError(f"batches of one flow have different keys: {', '.join(odd)} is not in all of them.")
     return {key: _concatenate(key, [batch[key] for batch in batches], padding) for key in first}
 
 
@@ -122,16 +115,14 @@ def _select(value: Any, rows: Sequence[int]) -> Any:
         return value[rows.start : rows.stop]
     if isinstance(value, list):
         return [value[row] for row in rows]
-    return value[
-        torch.as_tensor(rows, device=value.device) if isinstance(value, torch.Tensor) else np.asarray(rows)
-    ]
+    if isinstance(value, torch.Tensor):
+        return value[torch.as_tensor(rows, dtype=torch.long, device=value.device)]
+    return value[np.asarray(rows, dtype=np.intp)]
 
 
 def _concatenate(key: str, values: list[Any], padding: float) -> Any:
     first = values[0]
-    kinds = {
-        kind for value in values for kind in (torch.Tensor, np.ndarray, list, dict) if isinstance(value, kind)
-    }
+    kinds = {kind for value in values for kind in (torch.Tensor, np.ndarray, list, dict) if isinstance(value, kind)}
     if len(kinds) != 1:
         raise DataError(
             f"{key!r} is {' and '.join(sorted(k.__name__ for k in kinds))} in batches that belong together."

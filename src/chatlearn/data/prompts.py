@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import bdb
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
 from chatlearn.data.collate import Samples
 from chatlearn.errors import DataError
-from chatlearn.flow.signature import step_signature
 from chatlearn.types import Batch
 
 
 class PromptDataset:
-    """What a module without ``build_dataset`` gets: ``{"prompt": x}`` per prompt; a prompt that is a dict is the sample itself."""
+    """What a module without ``build_dataset`` gets: ``{"prompt": x}`` per prompt; a dict is the sample itself."""
 
     def __init__(self, prompts: Sequence[Any]) -> None:
         self._prompts = prompts
@@ -39,12 +40,12 @@ def open_dataset(module: Any, prompts: Sequence[Any], is_eval: bool) -> Any:
     if build is None:
         return PromptDataset(prompts)
     where = f"{module.name}.build_dataset"
-    named = step_signature(type(module).build_dataset).named
-    dataset = build(prompts, is_eval=is_eval) if "is_eval" in named else build(prompts)
+    takes_purpose = "is_eval" in inspect.signature(build).parameters
+    dataset = build(prompts, is_eval=is_eval) if takes_purpose else build(prompts)
     if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
         raise DataError(
-            f"{where} returns {type(dataset).__name__}, which has no __getitem__ and __len__. Return a torch.utils.data.Dataset (or any "
-            f"sequence of samples)."
+            f"{where} returns {type(dataset).__name__}, which has no __getitem__ and __len__. Return a "
+            f"torch.utils.data.Dataset (or any sequence of samples)."
         )
     if len(dataset) == 0:
         raise DataError(f"{where} returns an empty data set for {len(prompts)} prompts.")
@@ -52,7 +53,8 @@ def open_dataset(module: Any, prompts: Sequence[Any], is_eval: bool) -> Any:
 
 
 def fetch(dataset: Any, indices: Sequence[int]) -> Batch:
-    """Samples at ``indices``, collated by the data set's ``collate_fn`` (absent or ``None``: torch's default, strings stay lists).
+    """Samples at ``indices``, collated by the data set's ``collate_fn`` (absent or ``None``: torch's default, strings
+    stay lists).
 
     Raises:
         DataError: a sample can't be read (its index is named), or the collation fails or gives no dict.
@@ -61,17 +63,20 @@ def fetch(dataset: Any, indices: Sequence[int]) -> Batch:
     for index in indices:
         try:
             samples.append(dataset[index])
+        except bdb.BdbQuit:
+            raise
         except Exception as error:
-            raise DataError(
-                f"sample {index} of the data set can't be read: {type(error).__name__}: {error}"
-            ) from error
+            raise DataError(f"sample {index} of the data set can't be read: {type(error).__name__}: {error}") from error
     collate = getattr(dataset, "collate_fn", None) or _default_collate
     try:
         batch = collate(samples)
+    except bdb.BdbQuit:
+        raise
     except Exception as error:
         raise DataError(
             f"collating fails: {type(error).__name__}: {error}. Give the data set a `collate_fn` that "
-            f"turns a list of samples into a dict of tensors and lists (chatlearn.data.collate.pad stacks unequal lengths)."
+            f"turns a list of samples into a dict of tensors and lists (chatlearn.data.collate.pad stacks "
+            f"unequal lengths)."
         ) from error
     if not isinstance(batch, dict):
         raise DataError(

@@ -14,8 +14,8 @@ from chatlearn.types import SampleIds
 class Sampler:
     """An endless sequence of samples over a data set of prompts, reshuffled in each epoch.
 
-    Position p of the sequence belongs to group ``p // group_size``; groups walk through the prompts, epoch after epoch. The sampler holds
-    no state: a run that goes on at position p sees what it would have seen.
+    Position p of the sequence belongs to group ``p // group_size``; groups walk through the prompts, epoch after epoch.
+    The sampler holds no state: a run that goes on at position p sees what it would have seen.
 
     Attributes:
         seed: the run's.

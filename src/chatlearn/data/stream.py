@@ -41,8 +41,9 @@ class GlobalBatch:
 class StreamDataset:
     """An episode's experience, in batch order, as global batches.
 
-    It holds references and row counts only, never rows. With the loader ``fixed``, batches are handed out when the experience is complete.
-    Every sample comes exactly once per epoch; the last batch is smaller where the counts don't divide, never filled up.
+    It holds references and row counts only, never rows. With the loader ``fixed``, batches are handed out when the
+    experience is complete. Every sample comes exactly once per epoch; the last batch is smaller where the counts don't
+    divide, never filled up.
 
     Attributes:
         global_batch_size: samples per :class:`GlobalBatch`.
@@ -70,9 +71,7 @@ class StreamDataset:
         """The global batches of one training epoch."""
         places = [(i, row) for i, part in enumerate(self._experience) for row in range(len(part.ids))]
         if epoch > 0:
-            order = np.random.Generator(np.random.Philox(key=self.shuffle_seed(epoch))).permutation(
-                len(places)
-            )
+            order = np.random.Generator(np.random.Philox(key=self.shuffle_seed(epoch))).permutation(len(places))
             places = [places[i] for i in order]
         for start in range(0, len(places), self.global_batch_size):
             yield self._batch(places[start : start + self.global_batch_size])

@@ -46,30 +46,28 @@ def check_modules(config: Config, modules: Mapping[str, BaseModule]) -> list[str
     problems, notes = check_models(config, list(modules))
     for name, module in modules.items():
         problems += check_args(name, type(module).Args, config)
-        problems += check_export(config, name, module)
-    raise_problems(problems)
+    raise_problems(problems + check_export(config, modules))
     for name, module in modules.items():
         check_replicable(module, config.model(name).num_replica)
     return notes
 
 
-def check_export(config: Config, name: str, module: BaseModule) -> list[Problem]:
-    """A module that ``runtime.export`` names has to be able to."""
-    if name not in config.runtime.export or callable(getattr(module, "export", None)):
-        return []
-    return [
-        Problem(
-            where=config.sources.get("runtime.export", ""),
-            key="runtime.export",
-            message=f"{type(module).__name__} (module {name!r}) has no method export(path)",
-            fix="define it, or take the name off the list",
-        )
-    ]
+def check_export(config: Config, modules: Mapping[str, BaseModule]) -> list[Problem]:
+    """What ``runtime.export`` names has to be a module of the flows, and able to."""
+    problems, where = [], config.sources.get("runtime.export", "")
+    for name in config.runtime.export:
+        if name not in modules:
+            message, fix = f"no flow uses a module `{name}`", f"use one of: {', '.join(modules)}"
+        elif not callable(getattr(modules[name], "export", None)):
+            message = f"{type(modules[name]).__name__} (module {name!r}) has no method export(path)"
+            fix = "define it, or take the name off the list"
+        else:
+            continue
+        problems.append(Problem(where, "runtime.export", message, fix))
+    return problems
 
 
-def check_datasets(
-    environment: Environment | None, trainer: Trainer | None, evaluator: Evaluator | None
-) -> None:
+def check_datasets(environment: Environment | None, trainer: Trainer | None, evaluator: Evaluator | None) -> None:
     """Every part that reads prompts has some, and what is made is used.
 
     Raises:
@@ -99,9 +97,7 @@ def check_datasets(
                 f"The prompts of {executor.graph.name} are {kind}; give a list or another sequence with a length."
             )
         if len(executor.prompts) == 0:
-            raise DataError(
-                f"The data set of {executor.graph.name} is empty. Give `{setter}` at least one prompt."
-            )
+            raise DataError(f"The data set of {executor.graph.name} is empty. Give `{setter}` at least one prompt.")
         if executor.graph.root is None:
             raise FlowError(f"{executor.graph.where}: no step of {executor.graph.name} takes the raw batch.")
 

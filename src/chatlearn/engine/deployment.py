@@ -45,9 +45,7 @@ class Deployment:
                 num_threads=model.cpu_per_process,
             )
             description = describe(module)
-            self._replicas[name] = [
-                self.cluster.spawn(description, i, settings) for i in range(model.num_replica)
-            ]
+            self._replicas[name] = [self.cluster.spawn(description, i, settings) for i in range(model.num_replica)]
         self._wait(self.cluster.call(handle, "setup") for handle in self.handles())
 
     def stop(self) -> None:
@@ -140,7 +138,7 @@ class Deployment:
             micro_batch_size=micro_batch_size,
             place=place,
         )
-        inputs = {name: [values[i] for i in indices] for name, indices in node.inputs.items()}
+        inputs = {name: tuple(values[i] for i in indices) for name, indices in node.inputs.items()}
         output, metrics = self.cluster.call_pair(replicas[index % len(replicas)], "run", call, inputs)
         self._pending.append((metrics, "eval/" if phase == "eval" else ""))
         return output
@@ -165,7 +163,7 @@ class Deployment:
             micro_batch_size=self.config.runtime.train_micro_batch_size if step == "train_step" else None,
             place="engine.call",
         )
-        inputs = {step_signature(function).data[0]: [(Rows((data,)),)]}
+        inputs = {step_signature(function).data[0]: ((Rows((data,)),),)}
         output, _ = self.cluster.call_pair(self._replicas[module.name][0], "run", call, inputs)
         return self.cluster.get(output)
 

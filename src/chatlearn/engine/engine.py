@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -40,7 +41,10 @@ _only_checking: ContextVar[bool] = ContextVar("only_checking", default=False)
 
 @contextmanager
 def checking_only() -> Iterator[None]:
-    """Inside, ``learn()`` checks and prints its flows instead of running (``chatlearn check program.py``)."""
+    """Inside, ``learn()`` checks and prints its flows instead of running (``chatlearn check program.py``).
+
+    What needs results (``evaluate``, ``call``, ``run``) ends the program.
+    """
     token = _only_checking.set(True)
     try:
         yield
@@ -162,15 +166,8 @@ class Engine:
             StepError: the step raised.
         """
         module = getattr(step, "__self__", None)
-        name = next(
-            (
-                n
-                for n, f in getattr(module, "_step_functions", {}).items()
-                if f is getattr(step, "_step_of", None)
-            ),
-            None,
-        )
-        if name is None or module.name not in self._modules or self._modules[module.name] is not module:
+        name = next((n for n in getattr(module, "_step_functions", ()) if getattr(module, n) == step), None)
+        if name is None or self._modules.get(module.name) is not module:
             raise EngineError(
                 "engine.call takes a step of a module of its flows, as in engine.call(policy.forward_step, data)."
             )
@@ -184,9 +181,7 @@ class Engine:
         Raises:
             ChatLearnError: what is wrong.
         """
-        return "\n\n".join(
-            [*(render(executor.graph) for executor in self._executors), *self._checked_notes()]
-        )
+        return "\n\n".join([*(render(executor.graph) for executor in self._executors), *self._checked_notes()])
 
     def stop(self) -> None:
         """Ends all replicas. A later call starts them anew."""
@@ -201,6 +196,7 @@ class Engine:
         Raises:
             EngineError: ``learn()`` has not begun.
         """
+        self._end_of_check()
         if self._run is None:
             raise EngineError("The engine has no run yet; it begins with learn().")
         return self._run
@@ -226,13 +222,13 @@ class Engine:
             run.lap("train")
 
     def _sync_parameters(self, run: Run, version: int) -> None:
-        run.state.weight_version = version
         for sync in self._syncs:
             sync.sync(version)
+            run.state.weight_version = version
         run.lap("sync")
 
     def _hook(self, method: str, run: Run) -> None:
-        self._deployed.hook(method, run.state.episode)
+        self._deployed.hook(method, f"episode {run.state.episode + 1}")
 
     def _end_episode(self, run: Run) -> dict[str, float]:
         run.state.episode += 1
@@ -263,9 +259,7 @@ class Engine:
 
     @property
     def _executors(self) -> list[Environment | Trainer | Evaluator]:
-        return [
-            executor for executor in (self.environment, self.trainer, self.evaluator) if executor is not None
-        ]
+        return [executor for executor in (self.environment, self.trainer, self.evaluator) if executor is not None]
 
     @property
     def _modules(self) -> dict[str, BaseModule]:
@@ -286,19 +280,25 @@ class Engine:
     def _checked_notes(self) -> list[str]:
         modules = self._modules
         notes = check_modules(self._settled, modules)
-        check_syncs(self._pairs, modules)
         if self._prompts is not None and self.environment is not None:
             self.environment.prompts = self._prompts
         elif self._prompts is not None and self.trainer is not None:
             self.trainer.prompts = self._prompts
         check_datasets(self.environment, self.trainer, self.evaluator)
+        check_syncs(self._pairs, modules)
         return notes
+
+    def _end_of_check(self) -> None:
+        """A check starts nothing, so it ends where the program goes on with what only a run can give."""
+        if _only_checking.get():
+            if self._config is None:
+                print(self.check())
+            print("The check ends here: the program goes on with results.")
+            raise SystemExit(0)
 
     def _claim_folder(self) -> RunFolder:
         if self._run is not None:
-            raise EngineError(
-                "This engine has learned already. Make a new one; or resume its run with runtime.resume."
-            )
+            raise EngineError("This engine has learned already. Make a new one; or resume its run with runtime.resume.")
         self._checked_notes()
         runtime = self._settled.runtime
         return claim_run_folder(runtime.output_dir, runtime.exp_name, runtime.resume)
@@ -307,6 +307,7 @@ class Engine:
         """Starts the modules, once."""
         if self._deployment is not None:
             return
+        self._end_of_check()
         notes = self._checked_notes()
         deployment = Deployment(self._settled, self._modules)
         for module in self._modules.values():
@@ -321,15 +322,15 @@ class Engine:
     def _running(self, folder: RunFolder) -> Iterator[Run]:
         """Everything open; afterwards files are closed, on whatever way out."""
         trained = [] if self.trainer is None else list(self.trainer.graph.modules)
-        run = self._run = Run(
-            self._settled, folder, trained, [destination.name for _, destination in self._pairs]
-        )
+        run = self._run = Run(self._settled, folder, trained, [destination.name for _, destination in self._pairs])
         with preserved_globals(), _sigterm_raises():
             try:
                 self._deploy()
                 run.open(self._deployed, self._num_episodes)
                 self._syncs = open_syncs(self._deployed, self._pairs, run.note)
-                yield run
+                with _frozen_heap():
+                    run.lap("setup")
+                    yield run
             except KeyboardInterrupt as interrupt:
                 run.end("interrupted")
                 self.stop()
@@ -349,15 +350,24 @@ def open_syncs(
         SyncError: the weights of a pair do not fit.
     """
     syncs = [
-        ParameterSync(
-            deployment.cluster, deployment.handles(source.name)[0], deployment.handles(destination.name)
-        )
+        ParameterSync(deployment.cluster, deployment.handles(source.name)[0], deployment.handles(destination.name))
         for source, destination in pairs
     ]
     for sync in syncs:
         if sync.note:
             note(f"note: {sync.note}")
     return syncs
+
+
+@contextmanager
+def _frozen_heap() -> Iterator[None]:
+    """What is alive before a run stays so: the garbage collector need not walk over it again and again."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextmanager

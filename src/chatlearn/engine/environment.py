@@ -58,7 +58,5 @@ class Environment(Executor):
 
 def _no_training(node: Node) -> str | None:
     return (
-        "an environment makes experience; call train_step in the Trainer's flow."
-        if node.step == "train_step"
-        else None
+        "an environment makes experience; call train_step in the Trainer's flow." if node.step == "train_step" else None
     )

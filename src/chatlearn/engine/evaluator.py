@@ -70,8 +70,6 @@ class Evaluator(Executor):
         for position in range(0, length, size):
             ids = sampler.ids(position, min(size, length - position))
             batch = deployment.fetch(root, key, sampler.indices(ids), position)
-            outputs = self.run(
-                deployment, batch, ids, phase="eval", counters=counters, place=place, is_eval=True
-            )
+            outputs = self.run(deployment, batch, ids, phase="eval", counters=counters, place=place, is_eval=True)
             results.append(merge_batches([deployment.cluster.get(output) or {} for output in outputs]))
         return Evaluation(deployment.take_metrics(), results)

@@ -90,9 +90,7 @@ class Executor:
         return deployment.cluster.call(handle, "gather", tuple(Rows((output,)) for output in outputs))
 
 
-def _rows(
-    values: Mapping[int, tuple[Rows, ...]], node: Node, start: int, stop: int
-) -> dict[int, tuple[Rows, ...]]:
+def _rows(values: Mapping[int, tuple[Rows, ...]], node: Node, start: int, stop: int) -> dict[int, tuple[Rows, ...]]:
     """The same rows of every value that a node reads."""
     return {i: (Rows(values[i][0].sources, range(start, stop)),) for i in node.sources}
 

@@ -44,9 +44,7 @@ class Run:
         synced: names of the modules that get their ``model`` by parameter sync.
     """
 
-    def __init__(
-        self, config: Config, folder: RunFolder, trained: Sequence[str], synced: Sequence[str]
-    ) -> None:
+    def __init__(self, config: Config, folder: RunFolder, trained: Sequence[str], synced: Sequence[str]) -> None:
         self.state = RunState()
         self.config, self._folder = config, folder
         self._trained, self._synced = set(trained), set(synced)
@@ -67,9 +65,11 @@ class Run:
             deployment.apply(name, remember_setup, name in self._synced)
         if self._folder.checkpoint is not None:
             self.state, content = read_run_state(self._folder.checkpoint)
+            self._store.point_to(self._folder.checkpoint.name)  # an older one, perhaps: what came after it is replaced
             for name in content["modules"]:
                 deployment.apply(name, load_module, str(self._folder.checkpoint), self.state.episode)
         (self.path / "config.yaml").write_text(self.config.to_yaml(), encoding="utf-8")
+        self.write_result(status="running")  # whatever an earlier part of the run ended with
         discard_rows(self.path / "metrics.jsonl", self.state.episode)
         self._sinks = open_sinks(self.path, self.state.episode + 1)
         runtime = self.config.runtime
@@ -124,9 +124,7 @@ class Run:
         if lines:
             folder = self.path / "samples"
             folder.mkdir(exist_ok=True)
-            (folder / f"episode-{self.state.episode + 1:06d}.jsonl").write_text(
-                "".join(lines), encoding="utf-8"
-            )
+            (folder / f"episode-{self.state.episode + 1:06d}.jsonl").write_text("".join(lines), encoding="utf-8")
 
     @property
     def save_is_due(self) -> bool:
@@ -137,9 +135,7 @@ class Run:
     def save(self, deployment: Deployment) -> None:
         """Writes a checkpoint of the current state."""
         saved: list[str] = []
-        with self._store.write(
-            self.state, {"modules": saved, "config": self.config.model_dump(mode="json")}
-        ) as folder:
+        with self._store.write(self.state, {"modules": saved, "config": self.config.model_dump(mode="json")}) as folder:
             for name in deployment.names:
                 keep = name in self._trained, name in self._synced
                 if deployment.apply_first(name, save_module, str(folder), self.state.episode, *keep):
@@ -148,15 +144,14 @@ class Run:
 
     def finish(self, deployment: Deployment) -> None:
         """Exports models, draws the curve and writes ``result.json``."""
-        policy_path = None
-        for name in self.config.runtime.export:
-            path = self.path / (name if policy_path else "policy")
-            deployment.apply_first(name, _export, str(path))
-            policy_path = policy_path or str(path)
+        names = self.config.runtime.export
+        policy = "policy" if "policy" in names else next(iter(names), None)
+        for name in names:
+            deployment.apply_first(name, _export, str(self.path / ("policy" if name == policy else name)))
         self.close()
         if problem := self.draw_curve():
             print(problem)
-        self.write_result(status="finished", policy_path=policy_path)
+        self.write_result(status="finished", policy_path=str(self.path / "policy") if policy else None)
 
     def end(self, status: str) -> None:
         """Closes the files of a run that does not get to its end, and says how to go on."""
@@ -210,10 +205,6 @@ def _readable(batch: Batch, row: int) -> dict[str, Any]:
         if isinstance(value, torch.Tensor) and response is not None and value.shape == response.shape:
             value = value[response]
         if isinstance(value, (torch.Tensor, np.ndarray)):
-            value = (
-                value.tolist()
-                if math.prod(value.shape) <= _MAX_NUMBERS
-                else f"{value.dtype} {list(value.shape)}"
-            )
+            value = value.tolist() if math.prod(value.shape) <= _MAX_NUMBERS else f"{value.dtype} {list(value.shape)}"
         values[key] = _readable(value, row) if isinstance(value, dict) and isinstance(column, dict) else value
     return values

@@ -67,9 +67,7 @@ class Graph:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "modules", {node.module.name: node.module for node in self.nodes})
-        object.__setattr__(
-            self, "used", frozenset([*self.outputs, *(i for node in self.nodes for i in node.sources)])
-        )
+        object.__setattr__(self, "used", frozenset([*self.outputs, *(i for node in self.nodes for i in node.sources)]))
 
     def __iter__(self) -> Iterator[Node]:
         return iter(self.nodes)

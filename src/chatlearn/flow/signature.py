@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 RUN_PARAMETERS = ("iteration", "train_info", "is_eval")
@@ -57,7 +57,7 @@ class StepSignature:
         return function(module, *positional, *variadic, **keywords)
 
 
-@lru_cache(maxsize=None)
+@cache
 def step_signature(function: Callable[..., Any]) -> StepSignature:
     """Reads the signature of a step, ``self`` apart (decorators that use ``functools.wraps`` are looked through)."""
     parameters = list(inspect.signature(function).parameters.values())

@@ -13,18 +13,18 @@ from typing import Any, NoReturn
 
 from chatlearn.errors import FlowError
 
-_OWN_MODULES = ("chatlearn.flow.", "chatlearn.modules.base")
+_NOT_THE_FLOW = ("chatlearn.flow.", "chatlearn.modules.base", "torch.", "numpy.")
 
 _ADVICE = (
-    "A flow is run once with stand-ins to learn its graph, before there is any data. Move what depends on data into a step of "
-    "a module (a method marked @chatlearn.step will do); branch only on configuration."
+    "A flow is run once with stand-ins to learn its graph, before there is any data. Move what depends on data into a "
+    "step of a module (a method marked @chatlearn.step will do); branch only on configuration."
 )
 
 
 def caller_place() -> str:
-    """``file:line`` of the nearest frame that is not chatlearn's tracing code."""
+    """``file:line`` of the nearest frame that is neither chatlearn's tracing code nor inside of torch or numpy."""
     frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_OWN_MODULES):
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_NOT_THE_FLOW):
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
@@ -48,6 +48,7 @@ class _StandIn:
 
     def __iter__(self) -> Iterator[Any]:
         self._refuse("iterates over the contents")
+        yield  # a generator: Python replaces a TypeError of iter(), such as ours, with its own inside of `{**out}`
 
     def __contains__(self, item: object) -> bool:
         self._refuse(f"asks whether {item!r} is part")
@@ -85,6 +86,15 @@ class _StandIn:
             raise AttributeError(name)
         return self._read(f".{name}")
 
+    def __setattr__(self, name: str, value: object) -> None:
+        self._refuse(f"sets the attribute {name!r}")
+
+    def __delattr__(self, name: str) -> None:
+        self._refuse(f"deletes the attribute {name!r}")
+
+    def __format__(self, spec: str) -> str:
+        return repr(self)
+
     def __copy__(self) -> Any:
         return self
 
@@ -103,7 +113,7 @@ def _operator(symbol: str) -> Any:
 
 for _name, _symbol in {
     "add": "+", "sub": "-", "mul": "*", "truediv": "/", "floordiv": "//", "mod": "%", "pow": "**", "matmul": "@",
-    "and": "&", "or": "|", "xor": "^", "lshift": "<<", "rshift": ">>",
+    "and": "&", "or": "|", "xor": "^", "lshift": "<<", "rshift": ">>", "divmod": "divmod",
 }.items():  # fmt: skip
     for _prefix in ("__", "__r", "__i"):
         setattr(_StandIn, f"{_prefix}{_name}__", _operator(_symbol))
@@ -119,8 +129,8 @@ class Symbol(_StandIn):
     def __init__(self, recorder: Any, index: int, origin: str) -> None:
         self.__dict__.update(_recorder=recorder, _index=index, _origin=origin)
 
-    def __setattr__(self, name: str, value: object) -> None:
-        self._refuse(f"sets the attribute {name!r}")
+    def __ior__(self, other: object) -> NoReturn:
+        self._refuse("changes the contents (|=)")
 
     def _change(self, method: str) -> Any:
         def refuse(*args: object, **kwargs: object) -> NoReturn:
@@ -148,9 +158,6 @@ class Poisoned(_StandIn):
 
     def _read(self, what: str) -> Poisoned:
         return Poisoned(f"{self._origin}{what}", self._where)
-
-    def __setattr__(self, name: str, value: object) -> None:
-        self._refuse(f"sets the attribute {name!r}")
 
     def _describe(self) -> str:
         return f"{self._origin} (read at {self._where})"

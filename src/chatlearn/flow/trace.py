@@ -1,7 +1,7 @@
 """From a flow function to its graph, by running it once on stand-ins.
 
-Nothing is read from source code and nothing is patched: the stand-in for the raw batch knows the recorder that it belongs to,
-and every step that is called with it adds a node there.
+Nothing is read from source code and nothing is patched: the stand-in for the raw batch knows the recorder that it
+belongs to, and every step that is called with it adds a node there.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def trace(flow: Callable[[Any], Any]) -> Graph:
         flow: function of one argument over modules; it returns nothing, a value, or a tuple, list or dict of values.
 
     Raises:
-        FlowError: the flow needs data while it is traced, calls no step, or returns something that is not a step's output.
-            Exceptions of the flow's own code pass through unchanged.
+        FlowError: the flow needs data while it is traced, calls no step, or returns something that is not a step's
+            output. Exceptions of the flow's own code pass through unchanged.
     """
     if not callable(flow):
         raise FlowError(f"A flow is a function of one batch; got {type(flow).__name__} {flow!r}.")
@@ -37,6 +37,7 @@ def trace(flow: Callable[[Any], Any]) -> Graph:
         raise FlowError(
             f"{where}: {name} is a generator or coroutine; a flow is a plain function that returns its values."
         )
+    recorder.closed = True
     outputs = _outputs(result, recorder, f"{where}: {name}")
     if not recorder.nodes:
         raise FlowError(
@@ -51,10 +52,11 @@ class _Merged(tuple[Symbol, ...]):
 
 
 class _Recorder:
-    """The nodes of one trace."""
+    """The nodes of one trace; closed when the flow has returned."""
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
+        self.closed = False
 
     def add(
         self, module: Any, step: str, inputs: Mapping[str, tuple[int, ...]], constants: Mapping[str, Any]
@@ -74,22 +76,20 @@ def record(
         FlowError: an argument was read from a stand-in, or the arguments do not fit the signature.
     """
     call = f"{module.name}.{step}"
-    signature = step_signature(function)
-    arguments = _bind(call, signature, args, kwargs)
-    symbols: dict[str, _Merged] = {}
-    constants: dict[str, Any] = {}
-    for name, value in arguments.items():
-        if isinstance(value, _Merged):
-            symbols[name] = value
-        else:
-            _check_constant(call, name, value)
-            constants[name] = value
+    for value in (*args, *kwargs.values()):
+        _check_argument(call, value)
+    arguments = _bind(call, step_signature(function), args, kwargs)
+    symbols = {name: value for name, value in arguments.items() if isinstance(value, _Merged)}
+    constants = {name: value for name, value in arguments.items() if name not in symbols}
     recorders = {id(symbol._recorder): symbol._recorder for group in symbols.values() for symbol in group}
     if len(recorders) != 1:
-        raise FlowError(
-            f"{caller_place()}: {call} mixes values of two flows; a value lives in the flow that made it."
-        )
+        raise FlowError(f"{caller_place()}: {call} mixes values of two flows; a value lives in the flow that made it.")
     (recorder,) = recorders.values()
+    if recorder.closed:
+        raise FlowError(
+            f"{caller_place()}: {call} takes a value of a flow that has returned; a value lives in the flow that "
+            f"made it."
+        )
     for group in symbols.values():
         for symbol in group:
             _check_has_output(call, symbol, recorder)
@@ -102,9 +102,7 @@ def is_symbolic(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return find_stand_in(args) is not None or (bool(kwargs) and find_stand_in(kwargs) is not None)
 
 
-def _bind(
-    call: str, signature: StepSignature, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> dict[str, Any]:
+def _bind(call: str, signature: StepSignature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Parameter name -> tuple of Symbols, or a constant."""
     where = caller_place()
     if signature.merges:
@@ -137,36 +135,37 @@ def _bind(
             raise FlowError(f"{where}: {call} is called without its parameter {name!r}.")
     for name in RUN_PARAMETERS:
         if name in arguments:
-            raise FlowError(
-                f"{where}: {call} is given {name!r}, which chatlearn fills in itself. Leave it out."
-            )
+            raise FlowError(f"{where}: {call} is given {name!r}, which chatlearn fills in itself. Leave it out.")
     return arguments
 
 
-def _check_constant(call: str, name: str, value: Any) -> None:
+def _check_argument(call: str, value: Any) -> None:
+    """Raises FlowError for what is neither a batch nor a constant."""
+    if isinstance(value, Symbol):
+        return
     found = find_stand_in(value)
     if isinstance(found, Poisoned):
         raise FlowError(
-            f"{caller_place()}: {call} is given {found._origin}, read at {found._where}, which holds no data while a flow is "
-            f"traced. Pass the whole batch, and read from it inside the step."
+            f"{caller_place()}: {call} is given {found._origin}, read at {found._where}, which holds no data while a "
+            f"flow is traced. Pass the whole batch, and read from it inside the step."
         )
     if found is not None:
         raise FlowError(
-            f"{caller_place()}: {call} is given a {type(value).__name__} that contains {found._origin} as {name!r}. Pass batches "
-            f"as arguments of their own; several are merged into one dict."
+            f"{caller_place()}: {call} is given a {type(value).__name__} that contains {found._origin}. Pass "
+            f"batches as arguments of their own; several are merged into one dict."
         )
     if hasattr(value, "_step_functions"):
         raise FlowError(
-            f"{caller_place()}: {call} is given the module {value.name!r} as {name!r}. Call its steps in the flow and pass their "
-            f"outputs."
+            f"{caller_place()}: {call} is given the module {value.name!r}. Call its steps in the flow and pass "
+            f"their outputs."
         )
 
 
 def _check_has_output(call: str, symbol: Symbol, recorder: _Recorder) -> None:
     if symbol._index != BATCH and recorder.nodes[symbol._index].step == "train_step":
         raise FlowError(
-            f"{caller_place()}: {call} takes {symbol._origin}, but a train_step's value stands for nothing. Pass the batch, or "
-            f"the output of another step."
+            f"{caller_place()}: {call} takes {symbol._origin}, but a train_step's value stands for nothing. Pass the "
+            f"batch, or the output of another step."
         )
 
 
@@ -180,10 +179,10 @@ def _outputs(result: Any, recorder: _Recorder, where: str) -> tuple[int, ...]:
     else:
         values = [result]
     for value in values:
-        if isinstance(value, Poisoned):
+        if isinstance(found := find_stand_in(value), Poisoned):
             raise FlowError(
-                f"{where} returns {value._origin}, read at {value._where}, which holds no data while a flow is traced. Return whole "
-                f"outputs of steps."
+                f"{where} returns {found._origin}, read at {found._where}, which holds no data while a flow is "
+                f"traced. Return whole outputs of steps."
             )
         if not isinstance(value, Symbol) or value._recorder is not recorder:
             raise FlowError(
@@ -198,7 +197,7 @@ def _identity(flow: Callable[..., Any]) -> tuple[str, str]:
     while hasattr(function, "func"):  # functools.partial
         function = function.func
     function = getattr(function, "__func__", function)
-    code = getattr(function, "__code__", None)
+    code = getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", None)
     where = f"{code.co_filename}:{code.co_firstlineno}" if code else "flow"
     return getattr(function, "__name__", type(flow).__name__), where
 

@@ -3,14 +3,16 @@
 In the driver a module object is a *description*: its class, its constructor's arguments and a unique name. Each replica
 constructs an instance of its own on its worker and calls ``setup()`` there; that is where models belong.
 
-A step (``forward_step``, ``train_step``, ``eval_step``, or any method marked with :func:`step`) that is called with stand-ins, in a flow
-that is being traced, records a node; called with real data it just runs, so a module can be tested without an engine.
+A step (``forward_step``, ``train_step``, ``eval_step``, or any method marked with :func:`step`) that is called with
+stand-ins, in a flow that is being traced, records a node; called with real data it just runs, so a module can be tested
+without an engine.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
+import numbers
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -94,11 +96,15 @@ class BaseModule:
         Args: a pydantic model that checks ``models.<name>.args``; ``self.model_args`` is then an instance of it.
         mutates_inputs: steps get copies of their inputs and may change them.
         stateful: steps keep state from call to call; such a module has one replica.
+        reads: keys that every step of the module needs in its first data parameter.
+        writes: keys that its steps add.
     """
 
     Args: ClassVar[type | None] = None
     mutates_inputs: ClassVar[bool] = False
     stateful: ClassVar[bool] = False
+    reads: frozenset[str] = frozenset()
+    writes: frozenset[str] = frozenset()
     _step_functions: ClassVar[dict[str, Callable[..., Any]]] = {}
 
     _name: str
@@ -121,28 +127,30 @@ class BaseModule:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        cls._step_functions = {name: function for name, function in _find_steps(cls).items()}
+        cls._step_functions = _find_steps(cls)
         for name, function in cls._step_functions.items():
-            if not hasattr(getattr(cls, name), "_step_of"):
+            if _wrapped_step(getattr(cls, name)) is None:
                 setattr(cls, name, _as_step(name, function))
 
     def __setattr__(self, name: str, value: Any) -> None:
         if self.__dict__.get("_owned"):
             raise ModuleError(
-                f"{self.name}.{name} is set after an Engine took the module. Workers run replicas of their own and would never see "
-                f"it: pass the value to the constructor, put it under `models.{self.name}.args`, or set it in setup()."
+                f"{self.name}.{name} is set after an Engine took the module. Workers run replicas of their own and "
+                f"would never see it: pass the value to the constructor, put it under `models.{self.name}.args`, or "
+                "set it in setup()."
             )
         object.__setattr__(self, name, value)
 
     def __getattr__(self, name: str) -> Any:
         if name == "_name":
             raise ModuleError(
-                f"{type(self).__name__} has no name. Give the constructor a parameter `name`, or call super().__init__(name) in it."
+                f"{type(self).__name__} has no name. Give the constructor a parameter `name`, or call "
+                "super().__init__(name) in it."
             )
         if name in STEPS:
             raise MissingStepError(
-                f"{type(self).__name__} (module {self.name!r}) has no {name}. Define `def {name}(self, data, …)` in the class; "
-                f"it has {', '.join(self._step_functions) or 'no steps yet'}."
+                f"{type(self).__name__} (module {self.name!r}) has no {name}. Define `def {name}(self, data, …)` in "
+                f"the class; it has {', '.join(self._step_functions) or 'no steps yet'}."
             )
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
@@ -153,7 +161,7 @@ class BaseModule:
 
     @property
     def model_args(self) -> Any:
-        """The user's hyper-parameters, ``models.<name>.args``: an ``Args`` instance if the class has one, else a dict."""
+        """The user's hyper-parameters, ``models.<name>.args``: an instance of ``Args`` if there is one, else a dict."""
         return self._context.model_args
 
     @property
@@ -197,7 +205,7 @@ class BaseModule:
 
     @property
     def checkpoint_path(self) -> Any:
-        """Folder of this module's own files, while ``save_checkpoint`` or ``load_checkpoint`` runs (a ``pathlib.Path``)."""
+        """Folder of this module's own files (a ``Path``), while ``save_checkpoint`` or ``load_checkpoint`` runs."""
         return self._context.checkpoint_path
 
     def uniforms(self, ids: Sequence[int], n: int) -> torch.Tensor:
@@ -208,7 +216,8 @@ class BaseModule:
             n: numbers per sample.
 
         Returns:
-            ``[len(ids), n]`` float32 in the open interval (0, 1), on the CPU; keyed by run seed, phase, module, step and occurrence too.
+            ``[len(ids), n]`` float32 in the open interval (0, 1), on the CPU; keyed by run seed, phase, module, step
+            and occurrence too.
         """
         return uniforms(self._context.seed, ids, n)
 
@@ -225,21 +234,23 @@ class BaseModule:
             reduction: ``mean`` (weighted by the samples of each call), ``sum``, ``max`` or ``min``.
 
         Raises:
-            ModuleError: unknown reduction.
+            ModuleError: unknown reduction, or a value that is no number.
         """
         if reduction not in ("mean", "sum", "max", "min"):
             raise ModuleError(
                 f"{self.name}.log({name!r}): reduction is 'mean', 'sum', 'max' or 'min', not {reduction!r}."
             )
+        if not isinstance(value, numbers.Real) and getattr(value, "ndim", None) != 0:
+            shape = f" {list(value.shape)}" if hasattr(value, "shape") else ""
+            raise ModuleError(f"{self.name}.log({name!r}): a metric is one number, got {type(value).__name__}{shape}.")
         self._context.metrics.append((name, value, reduction))
 
     def stateful_attributes(self) -> dict[str, Any]:
-        """Attributes with ``state_dict`` and ``load_state_dict`` (model, optimizer, scheduler, …), by name, in sorted order."""
+        """Attributes with ``state_dict`` and ``load_state_dict`` (model, optimizer, scheduler, …), sorted by name."""
         return {
             name: value
             for name, value in sorted(self.__dict__.items())
-            if callable(getattr(value, "state_dict", None))
-            and callable(getattr(value, "load_state_dict", None))
+            if callable(getattr(value, "state_dict", None)) and callable(getattr(value, "load_state_dict", None))
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -255,8 +266,8 @@ class BaseModule:
         attributes = self.stateful_attributes()
         if missing := sorted(set(state) - set(attributes)):
             raise ModuleError(
-                f"{self.name}: the checkpoint holds {', '.join(missing)}, which setup() did not make. Make the same attributes as in "
-                f"the run that was saved."
+                f"{self.name}: the checkpoint holds {', '.join(missing)}, which setup() did not make. Make the same "
+                f"attributes as in the run that was saved."
             )
         for name, value in state.items():
             attributes[name].load_state_dict(value)
@@ -272,14 +283,12 @@ def take_ownership(module: BaseModule) -> None:
     """Marks a driver's module object as belonging to an engine: from here on setting attributes on it is an error."""
     if (torch := sys.modules.get("torch")) is not None:
         heavy = [
-            name
-            for name, value in vars(module).items()
-            if isinstance(value, (torch.nn.Module, torch.nn.Parameter))
+            name for name, value in vars(module).items() if isinstance(value, (torch.nn.Module, torch.nn.Parameter))
         ]
         if heavy:
             warnings.warn(
-                f"{type(module).__name__}.__init__ makes parameters ({', '.join(heavy)}) in the driver, where nothing uses them. "
-                f"Make them in setup(), which runs on each replica.",
+                f"{type(module).__name__}.__init__ makes parameters ({', '.join(heavy)}) in the driver, where nothing "
+                f"uses them. Make them in setup(), which runs on each replica.",
                 stacklevel=4,
             )
     module.__dict__["_owned"] = True
@@ -294,11 +303,15 @@ def _find_steps(cls: type) -> dict[str, Callable[..., Any]]:
     """The plain function of each step of a class, mixins and inherited marks included."""
     names = dict.fromkeys(STEPS)
     for parent in reversed(cls.__mro__):
-        names.update(
-            dict.fromkeys(n for n, f in vars(parent).items() if getattr(f, "_is_chatlearn_step", False))
-        )
+        names.update(dict.fromkeys(n for n, f in vars(parent).items() if getattr(f, "_is_chatlearn_step", False)))
     found = {name: inspect.getattr_static(cls, name, None) for name in names}
-    return {name: getattr(f, "_step_of", f) for name, f in found.items() if callable(f)}
+    return {name: _wrapped_step(f) or f for name, f in found.items() if callable(f)}
+
+
+def _wrapped_step(function: Any) -> Callable[..., Any] | None:
+    """The user's function that :func:`_as_step` wrapped; ``None`` for all else, decorators' copies of the mark too."""
+    wrapper, original = getattr(function, "_step_of", (None, None))
+    return original if wrapper is function else None
 
 
 def _as_step(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -314,7 +327,7 @@ def _as_step(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
             args = (merge_batches(args[:num_batches]), *args[num_batches:])
         return function(self, *args, **kwargs)
 
-    call._step_of = function  # type: ignore[attr-defined]
+    call._step_of = (call, function)  # type: ignore[attr-defined]
     return call
 
 
@@ -323,7 +336,7 @@ def _leading_dicts(args: tuple[Any, ...]) -> int:
 
 
 def _name_of(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
-    """The name among the constructor's arguments: parameter ``name``; a subclass may forget ``super().__init__(name)``."""
+    """The constructor's argument ``name``, since a subclass may forget ``super().__init__(name)``."""
     try:
         bound = inspect.signature(cls.__init__).bind(None, *args, **kwargs)
     except TypeError:
@@ -337,7 +350,7 @@ def _name_of(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | 
 def _checked_name(cls: type, name: object) -> str:
     if not isinstance(name, str) or not name or any(c in name for c in "/\\,.\0") or name != name.strip():
         raise ModuleError(
-            f"{cls.__name__}: a module's name is a non-empty string without '/', '\\', ',' or '.', got {name!r}. It names the section "
-            f"`models.<name>` of the configuration."
+            f"{cls.__name__}: a module's name is a non-empty string without '/', '\\', ',' or '.', got {name!r}. It "
+            f"names the section `models.<name>` of the configuration."
         )
     return name

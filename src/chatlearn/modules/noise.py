@@ -14,9 +14,9 @@ _GOLDEN = 0x9E3779B97F4A7C15
 def uniforms(seed: int, ids: Sequence[int], n: int) -> torch.Tensor:
     """``[len(ids), n]`` float32 numbers in the open interval (0, 1), one row per id.
 
-    Row i depends on ``seed`` and ``ids[i]`` only. Two rounds of the SplitMix64 finaliser (Steele, Lea and Flood 2014, "Fast splittable
-    pseudorandom number generators", figure 16): the first spreads seed and id to the state of a row's own generator, the second is
-    that generator's output at counter j.
+    Row i depends on ``seed`` and ``ids[i]`` only. Two rounds of the SplitMix64 finaliser (Steele, Lea and Flood 2014,
+    "Fast splittable pseudorandom number generators", figure 16): the first spreads seed and id to the state of
+    a row's own generator, the second is that generator's output at counter j.
     """
     import numpy as np
     import torch
@@ -27,12 +27,10 @@ def uniforms(seed: int, ids: Sequence[int], n: int) -> torch.Tensor:
         counters = (np.arange(1, n + 1, dtype=np.uint64) * np.uint64(_GOLDEN)).reshape(1, -1)
         bits = _mix(state + counters)
     # 23 bits and a half: never 0, never 1, and exact in float32
-    return torch.from_numpy(
-        ((bits >> np.uint64(41)).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-23)
-    )
+    return torch.from_numpy(((bits >> np.uint64(41)).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-23))
 
 
-def _mix(z):  # noqa: ANN001, ANN202 - numpy is imported lazily, so its types can't be named here
+def _mix(z):  # numpy is imported lazily, so its types can't be named here
     import numpy as np
 
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

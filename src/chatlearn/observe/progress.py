@@ -13,7 +13,7 @@ from chatlearn.observe.headline import headline
 class Progress:
     """Shows episodes as they complete.
 
-    The live display has no thread of its own and steps aside for a debugger: with a trace function installed (``python -m pdb``) plain lines are
+    The live display has no thread of its own and steps aside for a debugger: under one (``python -m pdb``) plain lines are
     printed, and ``breakpoint()`` ends the display first.
 
     Args:
@@ -29,7 +29,7 @@ class Progress:
         self._shown: dict[str, float] = {}
         self._live: Any = None
         self._hook: Callable[..., Any] | None = None
-        if sys.stdout.isatty() and sys.gettrace() is None:
+        if sys.stdout.isatty() and not _debugging():
             self._start_live()
 
     def update(self, episode: int, row: Mapping[str, Any]) -> None:
@@ -37,11 +37,7 @@ class Progress:
         self._shown.update(headline(row))
         if self._live is not None:
             self._live.update(self._panel(episode, row), refresh=True)
-        elif (
-            episode % self._log_interval == 0
-            or episode == self._total
-            or any(key.startswith("eval/") for key in row)
-        ):
+        elif episode % self._log_interval == 0 or episode == self._total or any(key.startswith("eval/") for key in row):
             print(self._line(episode, row), flush=True)
 
     def note(self, text: str) -> None:
@@ -95,7 +91,11 @@ class Progress:
         table = Table.grid(padding=(0, 2))
         figures = [f"[dim]{name}[/] [bold]{value}[/]" for name, value in self._figures(row).items()]
         bar = ProgressBar(total=self._total, completed=episode, width=24)
-        table.add_row(
-            f"[bold]{self._title}[/]", bar, f"{episode}/{self._total}", *figures, self._left(episode)
-        )
+        table.add_row(f"[bold]{self._title}[/]", bar, f"{episode}/{self._total}", *figures, self._left(episode))
         return table
+
+
+def _debugging() -> bool:
+    """Whether a debugger follows the program: by a trace function, or (Python 3.12 and later) through ``sys.monitoring``."""
+    monitoring = getattr(sys, "monitoring", None)
+    return sys.gettrace() is not None or bool(monitoring and monitoring.get_tool(monitoring.DEBUGGER_ID))

@@ -12,7 +12,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from chatlearn.errors import ConfigError, DataError
 
@@ -71,7 +71,7 @@ def resolve(spec: str | Callable[..., Any]) -> RewardFunction:
             raise ConfigError(
                 f"a reward function must be a callable or an import path 'package.module:name', got {spec!r}."
             )
-        return spec
+        return cast(RewardFunction, spec)
     module_name, colon, attribute = spec.partition(":")
     if not (module_name and colon and attribute) or module_name.startswith("."):
         raise ConfigError(
@@ -94,7 +94,7 @@ def resolve(spec: str | Callable[..., Any]) -> RewardFunction:
             f"reward function {spec!r}: is of type {type(found).__name__}, which can't be called. "
             "Name a function, or an object with __call__."
         )
-    return found
+    return cast(RewardFunction, found)
 
 
 def _name(fn: Any) -> str:
@@ -105,9 +105,7 @@ def _name(fn: Any) -> str:
     return f"{named.__module__}.{named.__qualname__}"
 
 
-def _accepted(
-    fn: RewardFunction, name: str, columns: Mapping[str, Sequence[Any]]
-) -> dict[str, Sequence[Any]]:
+def _accepted(fn: RewardFunction, name: str, columns: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
     """The columns to pass: those the signature names, or all for ``**kwargs``; never the first two."""
     try:
         parameters = list(inspect.signature(fn).parameters.values())
@@ -116,9 +114,7 @@ def _accepted(
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     # prompts and completions go in by position, whatever the function calls them
     taken = {p.name for p in positional[:2]} | {"prompts", "completions"}
-    named = [
-        p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in taken
-    ]
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in taken]
     missing = [p.name for p in named if p.default is p.empty and p.name not in columns]
     if missing:
         raise DataError(

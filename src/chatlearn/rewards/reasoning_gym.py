@@ -84,6 +84,5 @@ def _create(dataset: str, config: dict[str, Any]) -> Any:
     except (TypeError, AssertionError) as error:
         fields = ", ".join(DATASETS[dataset][1].__dataclass_fields__)
         raise DataError(
-            f"reasoning-gym refuses the config {config} of data set {dataset!r}: {error}. "
-            f"Its fields: {fields}."
+            f"reasoning-gym refuses the config {config} of data set {dataset!r}: {error}. Its fields: {fields}."
         ) from error

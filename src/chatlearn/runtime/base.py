@@ -36,8 +36,8 @@ class Future(Protocol):
 class Cluster(Protocol):
     """Data calls of one handle run in the order of submission; control calls overtake them.
 
-    Futures among the arguments of a call, alone or inside lists, tuples and :class:`~chatlearn.runtime.worker.Rows`, are resolved where
-    the call runs.
+    Futures among the arguments of a call, alone or inside tuples, dicts and :class:`~chatlearn.runtime.worker.Rows`,
+    are resolved where the call runs.
     """
 
     def start(self) -> None:
@@ -49,7 +49,10 @@ class Cluster(Protocol):
         ...
 
     def call(self, handle: Handle, method: str, *args: Any) -> Future:
-        """Data call: ``method`` of the replica's :class:`~chatlearn.runtime.worker.Worker`."""
+        """Data call: ``method`` of the replica's :class:`~chatlearn.runtime.worker.Worker`.
+
+        A replica that is gone gives a WorkerError, here or where the future is read.
+        """
         ...
 
     def call_pair(self, handle: Handle, method: str, *args: Any) -> tuple[Future, Future]:
@@ -77,7 +80,7 @@ class Cluster(Protocol):
         ...
 
     def kill(self, handle: Handle) -> None:
-        """Ends a replica."""
+        """Ends a replica; one that is gone stays so."""
         ...
 
     def shutdown(self) -> None:

@@ -1,4 +1,6 @@
-"""The embedded cluster: replicas are objects of this process, calls run inline in the calling thread, in the order of submission."""
+"""The embedded cluster: replicas are objects of this process, calls run inline in the calling thread, in the order of
+submission.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from chatlearn.errors import WorkerError
 from chatlearn.modules.base import Description
 from chatlearn.runtime.base import Future, Handle
 from chatlearn.runtime.wire import decode, encode
@@ -48,7 +51,7 @@ class LocalCluster:
     def call(self, handle: Handle, method: str, *args: Any) -> Future:
         """Runs the call now; a failure raises here, with its own traceback."""
         arguments = self._carried(_resolved(args))
-        return Done(self._carried(getattr(self._workers[handle], method)(*arguments)))
+        return Done(self._carried(getattr(self._worker(handle), method)(*arguments)))
 
     def call_pair(self, handle: Handle, method: str, *args: Any) -> tuple[Future, Future]:
         """Runs the call now; a future for each of the two values that it returns."""
@@ -57,7 +60,7 @@ class LocalCluster:
 
     def control(self, handle: Handle, method: str, *args: Any) -> Any:
         """Runs the call now."""
-        return self._carried(getattr(self._workers[handle], method)(*self._carried(args)))
+        return self._carried(getattr(self._worker(handle), method)(*self._carried(args)))
 
     def put(self, value: Any) -> Future:
         """A future of a value that is there."""
@@ -73,29 +76,31 @@ class LocalCluster:
 
     def stacks(self) -> dict[str, str]:
         """The Python stack of each thread of this process."""
-        return {
-            f"thread {i}": "".join(traceback.format_stack(frame))
-            for i, frame in sys._current_frames().items()
-        }
+        return {f"thread {i}": "".join(traceback.format_stack(frame)) for i, frame in sys._current_frames().items()}
 
     def kill(self, handle: Handle) -> None:
         """Forgets a replica."""
-        del self._workers[handle]
+        self._workers.pop(handle, None)
 
     def shutdown(self) -> None:
         """Forgets all replicas."""
         self._workers.clear()
+
+    def _worker(self, handle: Handle) -> Worker:
+        if handle not in self._workers:
+            raise WorkerError(f"{handle} is not running: it was killed, or the cluster was shut down.")
+        return self._workers[handle]
 
     def _carried(self, value: Any) -> Any:
         return decode(encode(value)) if self._isolate else value
 
 
 def _resolved(value: Any) -> Any:
-    """``value`` with each future in it replaced by what it holds."""
+    """``value`` with each future in it replaced by what it holds; lists are data and not searched."""
     if isinstance(value, Done):
         return value.value
-    if type(value) in (list, tuple):
-        return type(value)(_resolved(part) for part in value)
+    if type(value) is tuple:
+        return tuple(_resolved(part) for part in value)
     if type(value) is dict:
         return {key: _resolved(part) for key, part in value.items()}
     if isinstance(value, Rows):

@@ -12,7 +12,7 @@ import torch
 
 
 def derive_seed(*place: int | str) -> int:
-    """64-bit seed of a place in a run: blake2b over its parts, e.g. (run seed, phase, module, step, occurrence, batch index)."""
+    """64-bit seed of a place in a run: blake2b over its parts, such as run seed, phase, module, step, batch index."""
     text = "\x1f".join(map(str, place)).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 

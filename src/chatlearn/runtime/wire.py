@@ -1,8 +1,8 @@
 """The wire format: what crosses a process border, as bytes.
 
-Tensors and arrays travel as names, dtypes, shapes and their raw bytes (bfloat16 as bits), plain values as msgpack, functions, classes and
-dataclasses by import path. Only what can't be imported again, such as a class of a script's ``__main__``, goes by value through cloudpickle,
-in memory and never to a file.
+Tensors and arrays travel as names, dtypes, shapes and their raw bytes (bfloat16 as bits), plain values as msgpack,
+functions, classes and dataclasses by import path. Only what can't be imported again, such as a class of a script's
+``__main__``, goes by value through cloudpickle, in memory and never to a file.
 """
 
 from __future__ import annotations
@@ -22,30 +22,36 @@ _DTYPES = {str(dtype): dtype for dtype in vars(torch).values() if isinstance(dty
 
 def encode(value: Any) -> bytes:
     """``value`` as bytes. Sharing between parts of it is not kept; a tensor arrives on the CPU."""
-    return msgpack.packb(_simple(value), default=_extension, strict_types=True, use_bin_type=True)
+    return msgpack.packb(_simple(value), default=_extension, strict_types=True, unicode_errors="surrogatepass")
 
 
 def decode(data: bytes) -> Any:
     """The value that :func:`encode` got; arrays and tensors own their memory and are writeable."""
-    return msgpack.unpackb(data, ext_hook=_restore, raw=False, strict_map_key=False, use_list=True)
+    return msgpack.unpackb(data, ext_hook=_restore, strict_map_key=False, unicode_errors="surrogatepass")
 
 
 def _simple(value: Any) -> Any:
-    """Plain nested dicts and lists with ``_extension`` left to do the rest; keys must be str or int for msgpack."""
+    """Plain nested dicts and lists with ``_extension`` left to do the rest; msgpack takes str and small int as keys."""
     if type(value) is dict:
-        if all(type(key) in (str, int) for key in value):
+        if all(type(key) is str or (type(key) is int and _fits(key)) for key in value):
             return {key: _simple(part) for key, part in value.items()}
         return msgpack.ExtType(_DICT, encode([[key, part] for key, part in value.items()]))
     if type(value) is list:
         return [_simple(part) for part in value]
-    if type(value) is int and not -(2**63) <= value < 2**64:
+    if (type(value) is int and not _fits(value)) or type(value) is bytearray:
         return msgpack.ExtType(_VALUE, cloudpickle.dumps(value))
     return value
 
 
+def _fits(number: int) -> bool:
+    """Whether msgpack has room for the number."""
+    return -(2**63) <= number < 2**64
+
+
 def _extension(value: Any) -> msgpack.ExtType:
     if type(value) is torch.Tensor:
-        bits = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        flat = value.detach().cpu().contiguous().as_strided((value.numel(),), (1,))  # one element may have any stride
+        bits = flat.view(torch.uint8).numpy()
         return msgpack.ExtType(_TENSOR, msgpack.packb([str(value.dtype), list(value.shape), bits.tobytes()]))
     if type(value) is np.ndarray and value.dtype.kind in "biufc":
         return msgpack.ExtType(_ARRAY, msgpack.packb([value.dtype.str, list(value.shape), value.tobytes()]))
@@ -55,7 +61,11 @@ def _extension(value: Any) -> msgpack.ExtType:
         return msgpack.ExtType(_RANGE, msgpack.packb([value.start, value.stop, value.step]))
     if (path := _import_path(value)) is not None:
         return msgpack.ExtType(_PATH, path.encode())
-    if dataclasses.is_dataclass(value) and (path := _import_path(type(value))) is not None:
+    if (
+        dataclasses.is_dataclass(value)
+        and not isinstance(value, type)
+        and (path := _import_path(type(value))) is not None
+    ):
         fields = [getattr(value, field.name) for field in dataclasses.fields(value) if field.init]
         names = [field.name for field in dataclasses.fields(value) if field.init]
         return msgpack.ExtType(_DATACLASS, encode([path, names, fields]))
@@ -78,7 +88,7 @@ def _restore(code: int, data: bytes) -> Any:
     if code == _RANGE:
         return range(*msgpack.unpackb(data))
     if code == _DICT:
-        return {(tuple(key) if isinstance(key, list) else key): part for key, part in decode(data)}
+        return dict(decode(data))
     if code == _PATH:
         return _imported(data.decode())
     if code == _DATACLASS:

@@ -1,7 +1,8 @@
 """What runs beside a module's replica, the same on every cluster.
 
-A worker constructs the instance, seeds the generators before every user function, gathers a call's rows, runs the step, and checks and
-normalises what it returns. Anything else that layers above want done where the module lives goes through :meth:`Worker.apply`.
+A worker constructs the instance, seeds the generators before every user function, gathers a call's rows, runs the step,
+and checks and normalises what it returns. Anything else that layers above want done where the module lives goes through
+:meth:`Worker.apply`.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ class Rows:
     """Some rows of batches that live somewhere on the cluster.
 
     Attributes:
-        sources: futures of batches with the same rows (or the batches themselves), merged into one dict; later ones win.
+        sources: futures of batches with the same rows (or the batches themselves), merged into one dict where
+            later ones win.
         rows: which rows, in order; ``None`` means all of them.
     """
 
@@ -58,7 +60,7 @@ class Rows:
 
 
 Value = tuple[Rows, ...] | Any
-"""What one reference of a flow stands for: :class:`Rows` to be concatenated, or the future of a list of micro-batches."""
+"""What one reference of a flow stands for: :class:`Rows` to concatenate, or the future of a list of micro-batches."""
 
 
 @dataclass(frozen=True)
@@ -140,13 +142,11 @@ class Worker:
     def build_dataset(self, key: str, prompts: Any, is_eval: bool) -> int:
         """Builds a data set from prompts (``key`` names it for :meth:`fetch`) and returns its length."""
         self._enter("build_dataset", is_eval)
-        self._datasets[key] = self._run(
-            "build_dataset", "", lambda: open_dataset(self.module, prompts, is_eval)
-        )
+        self._datasets[key] = self._run("build_dataset", "", lambda: open_dataset(self.module, prompts, is_eval))
         return len(self._datasets[key])
 
     def fetch(self, key: str, indices: Sequence[int], position: int) -> Batch:
-        """Fetches and collates samples; ``position`` is the sampler's, and with the data set's purpose keys the seed."""
+        """Fetches and collates samples; ``position`` is the sampler's; it and the data set's purpose key the seed."""
         self._enter("fetch", key.split("-")[0], position)
         try:
             return normalise(fetch(self._datasets[key], indices), len(indices))
@@ -160,7 +160,8 @@ class Worker:
             The output (``None``, a batch, or a list of micro-batches) and the metrics that it logged.
 
         Raises:
-            StepError: the step raised (its exception is the cause), returned something that is no batch, or returned another number of rows.
+            StepError: the step raised (its exception is the cause), returned something that is no batch, or returned
+                another number of rows.
             DataError: the inputs can't be gathered.
         """
         function = self.module._step_functions[call.step]
@@ -174,9 +175,8 @@ class Worker:
             parameters = signature.run_parameters(self._run_parameters(call))
             output = self._step(call, function, {**data, **call.constants, **parameters}, data)
             output = None if call.step == "train_step" else self._checked(call, output, len(call.ids))
-        else:
-            output = self._per_micro_batch(call, function, data)
-        return output, self._take_metrics(len(call.ids))
+            return output, self._take_metrics(len(call.ids))
+        return self._per_micro_batch(call, function, data)
 
     def gather(self, value: tuple[Rows, ...]) -> Batch:
         """Rows from several places as one batch that lives here."""
@@ -184,29 +184,30 @@ class Worker:
 
     def _per_micro_batch(
         self, call: StepCall, function: Callable[..., Any], data: dict[str, list[Batch]]
-    ) -> list[Batch] | None:
+    ) -> tuple[list[Batch] | None, Metrics]:
         """In a training flow steps other than ``train_step`` see one micro-batch at a time."""
         assert call.micro_batch_size is not None
         context = self.module._context
-        parameters = step_signature(function).run_parameters(
-            {"iteration": call.run_parameters.get("iteration")}
-        )
-        outputs = []
+        values = {"iteration": call.run_parameters.get("iteration"), "is_eval": False}
+        parameters = step_signature(function).run_parameters(values)
+        outputs: list[Any] = []
+        metrics: Metrics = []
         for start, ids in zip(itertools.count(), _split_ids(call.ids, call.micro_batch_size), strict=False):
             context.ids = ids
             piece = {name: micro_batches[start] for name, micro_batches in data.items()}
             output = self._step(call, function, {**piece, **call.constants, **parameters}, piece)
             outputs.append(self._checked(call, output, len(ids)))
-        return None if outputs and outputs[0] is None else outputs
+            metrics += self._take_metrics(len(ids))
+        return None if outputs and outputs[0] is None else outputs, metrics
 
     def _step(
         self, call: StepCall, function: Callable[..., Any], arguments: dict[str, Any], data: dict[str, Any]
     ) -> Any:
+        self._check_reads(call, data)
         mutates = self.module.mutates_inputs
         own = {name: _own(value, mutates) for name, value in data.items()}
-        watched = (
-            [] if mutates else [(key, t, t._version) for value in own.values() for key, t in _tensors(value)]
-        )
+        tensors = [] if mutates else [pair for value in own.values() for pair in _tensors(value)]
+        watched = [(key, tensor, tensor._version) for key, tensor in tensors if not tensor.is_inference()]
         result = self._run(
             call.step,
             call.place,
@@ -215,25 +216,39 @@ class Worker:
         )
         if changed := [key for key, tensor, version in watched if tensor._version != version]:
             raise StepError(
-                f"{self}.{call.step} changes its input {', '.join(map(repr, dict.fromkeys(changed)))} in place ({call.place}). Other "
-                f"steps read the same tensor: work on a copy (`x = x.clone()`), or set `mutates_inputs = True` on the class to get "
-                f"copies."
+                f"{self}.{call.step} changes its input {', '.join(map(repr, dict.fromkeys(changed)))} in place "
+                f"({call.place}). Other steps read the same tensor: work on a copy (`x = x.clone()`), or set "
+                f"`mutates_inputs = True` on the class to get copies."
             )
         return result
 
+    def _check_reads(self, call: StepCall, data: dict[str, Any]) -> None:
+        first = next(iter(data.values()), {})
+        keys = first[0].keys() if isinstance(first, list) and first else first
+        if missing := sorted(self.module.reads - set(keys)):
+            raise StepError(
+                f"{self}.{call.step} ({call.place}) needs {', '.join(map(repr, missing))}, but its input has {', '.join(map(repr, keys))}. Call the "
+                f"step that makes it earlier in the flow, and pass or return its output."
+            )
+
     def _run(self, step: str, place: str, function: Callable[[], Any], ids: SampleIds | None = None) -> Any:
-        """Calls a user's function; its exception comes out as a StepError with the user's traceback first."""
+        """Calls a user's function; its exception comes out as a StepError with the user's traceback first.
+
+        Outside of steps (those have ``ids``) an error of ours says all there is to say and passes unchanged.
+        """
         if torch.get_num_threads() != self.settings.num_threads:
             torch.set_num_threads(self.settings.num_threads)
         try:
             return function()
-        except (ChatLearnError, bdb.BdbQuit):
+        except bdb.BdbQuit:
             raise
         except Exception as error:
+            if ids is None and isinstance(error, ChatLearnError):
+                raise
             where = ", ".join(filter(None, [place, _sample_words(ids)]))
             raise StepError(
-                f"{type(error).__name__}: {error}\n  raised in {self}.{step}, rank 0{', ' + where if where else ''}. The traceback of "
-                f"the module's own code stands above."
+                f"{type(error).__name__}: {error}\n  raised in {self}.{step}, rank 0{', ' + where if where else ''}. "
+                f"The traceback of the module's own code stands above."
             ) from error
 
     def _run_parameters(self, call: StepCall) -> dict[str, Any]:
@@ -258,8 +273,8 @@ class Worker:
             return None
         if not isinstance(output, dict):
             raise StepError(
-                f"{place} returns {type(output).__name__}, but a step returns a dict from names to batch-first tensors, arrays or lists "
-                f"(or nothing)."
+                f"{place} returns {type(output).__name__}, but a step returns a dict from names to batch-first "
+                f"tensors, arrays or lists (or nothing)."
             )
         try:
             return normalise(output, rows)
@@ -275,7 +290,8 @@ class Worker:
 
 
 def normalise(batch: Batch, rows: int | None = None, path: str = "") -> Batch:
-    """Brings a batch into the form that travels: tensors detached, contiguous and outside of inference mode; arrays contiguous.
+    """Brings a batch into the form that travels: tensors detached, contiguous and outside of inference mode; arrays
+    contiguous.
 
     Args:
         batch: what a step or a collation returned.
@@ -298,21 +314,22 @@ def normalise(batch: Batch, rows: int | None = None, path: str = "") -> Batch:
             value = _normal_tensor(value)
         elif isinstance(value, np.ndarray):
             value = np.ascontiguousarray(value) if value.ndim else value
-        elif isinstance(value, tuple):
-            value = list(value)
+        elif isinstance(value, (list, tuple)):
+            value = [_normal_tensor(entry) if isinstance(entry, torch.Tensor) else entry for entry in value]
         scalar = not isinstance(value, (torch.Tensor, np.ndarray, list)) or (
             not isinstance(value, list) and value.ndim == 0
         )
         if scalar:
             raise DataError(
-                f"{name!r} is {type(value).__name__} without rows; values are tensors or arrays with the samples first, or lists with one "
-                f"entry per sample. A number that describes the whole batch belongs into self.log({name!r}, …)."
+                f"{name!r} is {type(value).__name__} without rows; values are tensors or arrays with the samples "
+                f"first, or lists with one entry per sample. A number that describes the whole batch belongs into "
+                f"self.log({name!r}, …)."
             )
         rows = len(value) if rows is None else rows
         if len(value) != rows:
             raise DataError(
-                f"{name!r} has {len(value)} rows where {rows} are expected; every value has one row per sample of the batch, in the "
-                f"same order."
+                f"{name!r} has {len(value)} rows where {rows} are expected; every value has one row per sample of the "
+                f"batch, in the same order."
             )
         result[key] = value
     return result
@@ -327,9 +344,7 @@ def _gather(values: Sequence[Value], micro_batch_size: int | None) -> Any:
     """One parameter's data: a batch, or in a training flow a list of micro-batches."""
     if micro_batch_size is None:
         return merge_batches([_rows_of(value) for value in values])
-    parts = [
-        value if isinstance(value, list) else split(_rows_of(value), micro_batch_size) for value in values
-    ]
+    parts = [value if isinstance(value, list) else split(_rows_of(value), micro_batch_size) for value in values]
     return parts[0] if len(parts) == 1 else [merge_batches(part) for part in zip(*parts, strict=True)]
 
 
@@ -347,33 +362,44 @@ def _split_ids(ids: SampleIds, size: int) -> list[SampleIds]:
 
 
 def _own(data: Any, copied: bool) -> Any:
-    """A step's own dicts and lists around shared tensors, arrays as read-only views; with ``copied`` everything is its own."""
+    """A step's own dicts and lists around shared tensors, arrays as read-only views; ``copied``: all is its own.
+
+    What stands in a list for one sample is shared, whatever it is: walking over all entries of all lists in every call would cost more than
+    the step of a small model.
+    """
     if copied:
         return copy.deepcopy(data)
-    return [_own_value(part) for part in data] if isinstance(data, list) else _own_value(data)
+    return [_own_batch(batch) for batch in data] if isinstance(data, list) else _own_batch(data)
+
+
+def _own_batch(batch: Batch) -> Batch:
+    return {key: _own_value(value) for key, value in batch.items()}
 
 
 def _own_value(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _own_value(part) for key, part in value.items()}
+        return _own_batch(value)
     if isinstance(value, list):
-        return list(value)
-    if isinstance(value, np.ndarray):
-        value = value.view()
-        value.flags.writeable = False
-    return value
+        return [_read_only(entry) if isinstance(entry, np.ndarray) else entry for entry in value]
+    return _read_only(value) if isinstance(value, np.ndarray) else value
 
 
-def _tensors(data: Any, key: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors of a batch, or of a list of micro-batches, with their key paths."""
-    if isinstance(data, torch.Tensor):
-        yield key, data
-    elif isinstance(data, dict):
-        for name, part in data.items():
-            yield from _tensors(part, f"{key}.{name}" if key else name)
-    elif isinstance(data, list) and not key:
-        for part in data:
-            yield from _tensors(part)
+def _read_only(array: np.ndarray) -> np.ndarray:
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+def _tensors(data: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of a batch, or of a list of micro-batches, with their key paths (those in a list have the list's)."""
+    for batch in data if isinstance(data, list) else [data]:
+        for key, value in batch.items():
+            if isinstance(value, torch.Tensor):
+                yield key, value
+            elif isinstance(value, dict):
+                yield from ((f"{key}.{name}", tensor) for name, tensor in _tensors(value))
+            elif isinstance(value, list):
+                yield from ((key, entry) for entry in value if isinstance(entry, torch.Tensor))
 
 
 def _sample_words(ids: SampleIds | None) -> str:
@@ -387,6 +413,6 @@ def check_replicable(module: BaseModule, num_replica: int) -> None:
     """Raises ModuleError where a stateful module is given several replicas."""
     if module.stateful and num_replica > 1:
         raise ModuleError(
-            f"{module.name}: {type(module).__name__} is stateful (it keeps state between calls), so it has one replica, but "
-            f"`models.{module.name}.num_replica` is {num_replica}. Set it to 1."
+            f"{module.name}: {type(module).__name__} is stateful (it keeps state between calls), so it has one "
+            f"replica, but `models.{module.name}.num_replica` is {num_replica}. Set it to 1."
         )

@@ -6,7 +6,8 @@ layout on either side is served by the same code.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from chatlearn.errors import SyncError
@@ -28,17 +29,26 @@ class Block:
         """The rectangle that both have, or ``None``. Two blocks of a 0-d tensor are the same."""
         starts = tuple(map(max, self.offsets, other.offsets))
         stops = tuple(
-            min(a + m, b + n)
-            for a, m, b, n in zip(self.offsets, self.sizes, other.offsets, other.sizes, strict=True)
+            min(a + m, b + n) for a, m, b, n in zip(self.offsets, self.sizes, other.offsets, other.sizes, strict=True)
         )
         sizes = tuple(stop - start for start, stop in zip(starts, stops, strict=True))
         return Block(starts, sizes) if all(size > 0 for size in sizes) else None
 
+    def minus(self, other: Block) -> list[Block]:
+        """What of this block lies outside of ``other``, which it contains, as blocks that don't overlap."""
+        rest = []
+        offsets, sizes = self.offsets, self.sizes
+        for axis, (start, size) in enumerate(zip(other.offsets, other.sizes, strict=True)):
+            end = offsets[axis] + sizes[axis]
+            for first, last in ((offsets[axis], start), (start + size, end)):
+                if last > first:
+                    rest.append(Block(_with(offsets, axis, first), _with(sizes, axis, last - first)))
+            offsets, sizes = _with(offsets, axis, start), _with(sizes, axis, size)
+        return rest
+
     def within(self, other: Block) -> tuple[slice, ...]:
         """Where this block lies inside the local tensor of ``other``, which contains it."""
-        return tuple(
-            slice(a - b, a - b + n) for a, b, n in zip(self.offsets, other.offsets, self.sizes, strict=True)
-        )
+        return tuple(slice(a - b, a - b + n) for a, b, n in zip(self.offsets, other.offsets, self.sizes, strict=True))
 
 
 @dataclass(frozen=True)
@@ -100,37 +110,37 @@ def make_plan(source: str, source_table: Table, destination: str, destination_ta
     transfers = []
     for rank, held in destination_table.items():
         for name, wanted in held.items():
-            found = list(_copies(name, wanted.block, rank, source_table))
-            covered = sum(_count(block) for _, block in found)
-            if covered != _count(wanted.block):
+            found, missing = _copies(name, wanted.block, rank, source_table)
+            if missing:
+                needed = math.prod(wanted.block.sizes)
                 raise SyncError(
-                    f"{source} -> {destination}: the ranks of {source} hold {covered} of the {_count(wanted.block)} elements of {name} that rank "
+                    f"{source} -> {destination}: the ranks of {source} hold {needed - missing} of the {needed} elements of {name} that rank "
                     f"{rank} of {destination} needs."
                 )
-            transfers += [transfer for transfer, _ in found]
+            transfers += found
     return SyncPlan(source, destination, tuple(transfers))
 
 
-def _copies(name: str, wanted: Block, rank: int, table: Table) -> Iterable[tuple[Transfer, Block]]:
-    seen: set[Block] = set()
+def _copies(name: str, wanted: Block, rank: int, table: Table) -> tuple[list[Transfer], int]:
+    """The copies that fill a block, and how many elements no rank holds. Where several ranks hold an element, the first sends it."""
+    copies: list[Transfer] = []
+    missing = [wanted] if all(wanted.sizes) else []
     for source_rank, held in table.items():
         if name not in held:
             continue
-        common = held[name].block.intersect(wanted)
-        if common is None or common in seen:  # data-parallel ranks hold the same block; one of them sends
-            continue
-        seen.add(common)
-        yield (
-            Transfer(name, source_rank, common.within(held[name].block), rank, common.within(wanted)),
-            common,
-        )
+        block, rest = held[name].block, []
+        for part in missing:
+            if (common := block.intersect(part)) is None:
+                rest.append(part)
+                continue
+            copies.append(Transfer(name, source_rank, common.within(block), rank, common.within(wanted)))
+            rest += part.minus(common)
+        missing = rest
+    return copies, sum(math.prod(part.sizes) for part in missing)
 
 
-def _count(block: Block) -> int:
-    count = 1
-    for size in block.sizes:
-        count *= size
-    return count
+def _with(values: tuple[int, ...], axis: int, value: int) -> tuple[int, ...]:
+    return (*values[:axis], value, *values[axis + 1 :])
 
 
 def _shapes(table: Table) -> dict[str, tuple[int, ...]]:
@@ -140,9 +150,7 @@ def _shapes(table: Table) -> dict[str, tuple[int, ...]]:
 def _check_same(
     source: str, ours: dict[str, tuple[int, ...]], destination: str, theirs: dict[str, tuple[int, ...]]
 ) -> None:
-    problems = [
-        f"{name} {list(ours[name])} is missing in {destination}" for name in ours if name not in theirs
-    ]
+    problems = [f"{name} {list(ours[name])} is missing in {destination}" for name in ours if name not in theirs]
     problems += [f"{name} {list(theirs[name])} is missing in {source}" for name in theirs if name not in ours]
     problems += [
         f"{name} is {list(ours[name])} in {source} and {list(theirs[name])} in {destination}"
@@ -150,9 +158,7 @@ def _check_same(
         if name in theirs and ours[name] != theirs[name]
     ]
     if problems:
-        shown = "\n  ".join(problems[:20]) + (
-            f"\n  … and {len(problems) - 20} more" if len(problems) > 20 else ""
-        )
+        shown = "\n  ".join(problems[:20]) + (f"\n  … and {len(problems) - 20} more" if len(problems) > 20 else "")
         raise SyncError(
             f"The weights of {source} do not fit {destination} (`self.model` on both sides; parameters and persistent buffers):\n  {shown}\n"
             f"Build both from the same model folder or configuration."

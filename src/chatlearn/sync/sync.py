@@ -43,14 +43,11 @@ class ParameterSync:
         transfers = list(self.plan.transfers)
         published = self._cluster.call(self._source, "apply", read_weights, transfers, version)
         arrivals = [
-            self._cluster.call(handle, "apply", write_weights, transfers, published)
-            for handle in self._destinations
+            self._cluster.call(handle, "apply", write_weights, transfers, published) for handle in self._destinations
         ]
         for handle, arrival in zip(self._destinations, arrivals, strict=True):
             if (arrived := self._cluster.get(arrival)) != version:
-                raise SyncError(
-                    f"{handle} holds weights of version {arrived} after the sync of version {version}."
-                )
+                raise SyncError(f"{handle} holds weights of version {arrived} after the sync of version {version}.")
 
     def _make_plan(self) -> SyncPlan:
         source, destination = self._source.module, self._destinations[0].module

@@ -68,9 +68,7 @@ def checksum(tensors: list[torch.Tensor]) -> int:
     """CRC-32 over the bytes of all tensors, in order."""
     value = 0
     for tensor in tensors:
-        value = zlib.crc32(
-            memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()), value
-        )
+        value = zlib.crc32(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()), value)
     return value
 
 

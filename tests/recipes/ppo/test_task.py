@@ -23,7 +23,7 @@ from chatlearn.rewards import ReasoningGymReward, score
 
 FIRST_HELD_OUT = ["unleal", "dooley", "reedily"]
 FIRST_TUNING = ["padtree", "Gemma", "Raghu"]
-FIRST_TRAINING = ["unbased", "siering", "doesnt"]
+FIRST_TRAINING = ["unbased", "siering"]
 QUESTION = "Spell this word backward (example: sun -> nus): tiger"
 
 
@@ -87,7 +87,7 @@ def test_splits_do_not_change(splits):
     assert load_splits() == splits
     assert words(splits.held_out)[:3] == FIRST_HELD_OUT
     assert words(splits.tuning)[:3] == FIRST_TUNING
-    assert words(splits.training)[:3] == FIRST_TRAINING
+    assert words(splits.training)[:2] == FIRST_TRAINING
 
 
 def test_right_answers_and_only_these_are_exact(splits):

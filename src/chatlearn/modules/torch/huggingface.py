@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+from safetensors import SafetensorError
 
 from chatlearn.errors import ConfigError
 
@@ -27,10 +28,9 @@ class ModelArgs(BaseModel):
     def _folder_exists(cls, value: str) -> str:
         folder = Path(value).expanduser()
         if folder.is_dir() and not (folder / "config.json").is_file():
-            raise ValueError(
-                f"{folder.absolute()} holds no config.json; give a folder that save_pretrained wrote"
-            )
-        looks_local = value.startswith((".", "/", "~", "\\")) or value.count("/") > 1
+            raise ValueError(f"{folder.absolute()} holds no config.json; give a folder that save_pretrained wrote")
+        beside_others = "/" in value and folder.parent.is_dir()
+        looks_local = beside_others or value.startswith((".", "/", "~", "\\")) or value.count("/") > 1
         if looks_local and not folder.is_dir():
             raise ValueError(
                 f"there is no folder {folder.absolute()}; give an existing model folder, or a name on the Hub"
@@ -61,11 +61,18 @@ def load_causal_lm(args: ModelArgs, device: torch.device) -> Any:
     """The causal language model of a folder, on ``device``, without dropout (ratios of probabilities need the same network twice).
 
     Raises:
-        ConfigError: it can't be loaded.
+        ConfigError: it can't be loaded, or its files lack parameters, which transformers would draw at random.
     """
     from transformers import AutoModelForCausalLM
 
-    model = _loaded(AutoModelForCausalLM, args, what="model", dtype=getattr(torch, args.dtype))
+    dtype = getattr(torch, args.dtype)
+    model, info = _loaded(AutoModelForCausalLM, args, what="model", dtype=dtype, output_loading_info=True)
+    if missing := sorted(info["missing_keys"]):
+        raise ConfigError(
+            f"model_path {args.model_path!r}: its files lack {len(missing)} parameters of a {type(model).__name__}: "
+            f"{', '.join(missing[:4])}{', …' if len(missing) > 4 else ''}. Give a folder that save_pretrained wrote "
+            f"from the whole model, with the config.json that belongs to it."
+        )
     return model.to(device).eval()
 
 
@@ -74,7 +81,7 @@ def _loaded(loader: Any, args: ModelArgs, what: str, **options: Any) -> Any:
     try:
         with quiet():
             return loader.from_pretrained(path, trust_remote_code=args.trust_remote_code, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ConfigError(
             f"model_path {args.model_path!r}: the {what} can't be loaded ({str(error).splitlines()[0]}). Give a folder that save_pretrained wrote, "
             f"with the tokenizer's files in it, or a name on the Hub that this machine can reach."

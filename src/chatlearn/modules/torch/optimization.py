@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from pydantic import Field
 
+from chatlearn.errors import ConfigError
 from chatlearn.modules.torch.huggingface import ModelArgs
 
 T = TypeVar("T")
@@ -22,12 +23,8 @@ class TrainArgs(ModelArgs):
         "constant", description="course of the learning rate after the warm-up"
     )
     warmup_steps: int = Field(0, ge=0, description="train steps of linear warm-up")
-    decay_start: float = Field(
-        0.0, ge=0, lt=1, description="share of all train steps before the decay sets in"
-    )
-    min_learning_rate_ratio: float = Field(
-        0.0, ge=0, le=1, description="end of the decay, as a share of the peak"
-    )
+    decay_start: float = Field(0.0, ge=0, lt=1, description="share of all train steps before the decay sets in")
+    min_learning_rate_ratio: float = Field(0.0, ge=0, le=1, description="end of the decay, as a share of the peak")
     betas: tuple[float, float] = Field((0.9, 0.95), description="of AdamW")
     weight_decay: float = Field(0.0, ge=0, description="of AdamW")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
@@ -65,6 +62,24 @@ def num_train_steps(runtime: Any) -> int:
     """Number of train steps of a run: episodes x epochs x global batches of an episode."""
     batches = -(-runtime.sample_per_episode // runtime.train_global_batch_size)
     return runtime.num_episode * runtime.num_training_epoch * batches
+
+
+def check_num_minibatches(module: Any) -> None:
+    """A minibatch has at least one micro-batch.
+
+    Raises:
+        ConfigError: the module's ``num_minibatches`` is larger than the number of micro-batches of a global batch.
+    """
+    num, runtime = module.model_args.num_minibatches, module.runtime_args
+    if runtime is None:
+        return
+    available = -(-runtime.train_global_batch_size // runtime.train_micro_batch_size)
+    if num > available:
+        raise ConfigError(
+            f"models.{module.name}.args.num_minibatches is {num}, but a global batch has {available} micro-batches (train_global_batch_size "
+            f"{runtime.train_global_batch_size} / train_micro_batch_size {runtime.train_micro_batch_size}). Lower it, or make "
+            f"train_micro_batch_size smaller."
+        )
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:

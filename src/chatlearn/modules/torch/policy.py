@@ -99,7 +99,7 @@ class PolicyReference(TorchModule):
         """Loads the model."""
         self.model = load_causal_lm(self.model_args, self.device)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def forward_step(self, data: Batch) -> Batch:
         """Scores the responses of a batch."""
         window = Window.of(data, self.device)

@@ -16,6 +16,7 @@ from chatlearn.modules.torch.huggingface import load_causal_lm, load_tokenizer
 from chatlearn.modules.torch.module import TorchModule
 from chatlearn.modules.torch.optimization import (
     TrainArgs,
+    check_num_minibatches,
     learning_rate,
     make_optimizer,
     minibatches,
@@ -40,9 +41,7 @@ class PolicyTrainer(TorchModule):
         temperature: float = Field(1.0, gt=0, description="that the responses were sampled with")
         clip_low: float = Field(0.2, gt=0, lt=1, description="ratios below 1 - clip_low are clipped")
         clip_high: float = Field(0.2, gt=0, description="ratios above 1 + clip_high are clipped")
-        dual_clip: float | None = Field(
-            None, gt=1, description="bound on the ratio where the advantage is negative"
-        )
+        dual_clip: float | None = Field(None, gt=1, description="bound on the ratio where the advantage is negative")
         aggregation: Literal["token_mean", "seq_sum_mean", "seq_mean_mean"] = Field(
             "token_mean", description="of token losses"
         )
@@ -60,6 +59,9 @@ class PolicyTrainer(TorchModule):
         self.model = load_causal_lm(self.model_args, self.device)
         self.tokenizer = load_tokenizer(self.model_args)
         self.optimizer = make_optimizer(self.model, self.model_args)
+        check_num_minibatches(self)
+        if self.model_args.kl_loss_coef:
+            self.reads = self.reads | {"ref_logprobs"}
 
     def train_step(self, data: list[Batch], train_info: dict[str, Any]) -> None:
         """``num_minibatches`` updates on one global batch."""

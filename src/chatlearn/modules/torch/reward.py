@@ -40,9 +40,7 @@ class RewardInference(BaseModule):
             None,
             description="import path of the reward function, pkg.mod:name; or pass it to the constructor",
         )
-        success_score: float = Field(
-            1.0, description="a score from here on counts as a success in `accuracy`"
-        )
+        success_score: float = Field(1.0, description="a score from here on counts as a success in `accuracy`")
         unfinished_reward: float | None = Field(
             None, description="reward of a response that was cut off; null scores it like the others"
         )

@@ -29,7 +29,7 @@ class Responses:
     finished: Tensor
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def sample(
     model: Any,
     input_ids: Tensor,
@@ -102,8 +102,6 @@ def _draw(logits_BV: Tensor, temperature: float, noise_B: Tensor | None) -> tupl
         cumulative_BV = logprobs_BV.exp().double().cumsum(-1)
         thresholds_B1 = noise_B.to(cumulative_BV).unsqueeze(1) * cumulative_BV[:, -1:]
         drawn_B = (
-            torch.searchsorted(cumulative_BV, thresholds_B1, right=True)
-            .squeeze(1)
-            .clamp_(max=logits_BV.shape[1] - 1)
+            torch.searchsorted(cumulative_BV, thresholds_B1, right=True).squeeze(1).clamp_(max=logits_BV.shape[1] - 1)
         )
     return drawn_B, logprobs_BV.gather(1, drawn_B.unsqueeze(1)).squeeze(1)

@@ -35,9 +35,7 @@ class Window:
         attended = batch["attention_mask"].any(0).nonzero()
         columns = mask.any(0).nonzero()
         first = int(attended[0]) if len(attended) else 0
-        start, stop = (
-            (int(columns[0]), int(columns[-1]) + 1) if len(columns) else (mask.shape[1] - 1, mask.shape[1])
-        )
+        start, stop = (int(columns[0]), int(columns[-1]) + 1) if len(columns) else (mask.shape[1] - 1, mask.shape[1])
         start = max(start, 1)
         attention_mask = batch["attention_mask"][:, first : stop - 1].to(device)
         return cls(

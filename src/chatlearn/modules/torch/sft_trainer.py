@@ -13,6 +13,7 @@ from chatlearn.modules.torch.huggingface import load_causal_lm, load_tokenizer
 from chatlearn.modules.torch.module import TorchModule
 from chatlearn.modules.torch.optimization import (
     TrainArgs,
+    check_num_minibatches,
     learning_rate,
     make_optimizer,
     minibatches,
@@ -45,6 +46,7 @@ class SFTTrainer(TorchModule):
         self.model = load_causal_lm(self.model_args, self.device)
         self.tokenizer = load_tokenizer(self.model_args)
         self.optimizer = make_optimizer(self.model, self.model_args)
+        check_num_minibatches(self)
 
     def build_dataset(self, pairs: Sequence[dict[str, Any]]) -> Demonstrations:
         """Pairs of prompt and response, tokenized by the model's own tokenizer."""

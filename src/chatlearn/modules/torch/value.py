@@ -27,7 +27,7 @@ class ValueInference(TorchModule):
         """Loads the backbone and makes the head."""
         self.model = ValueModel(load_causal_lm(self.model_args, self.device))
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def forward_step(self, data: Batch) -> Batch:
         """Judges the states of a batch."""
         window = Window.of(data, self.device)

@@ -13,6 +13,7 @@ from chatlearn.modules.torch.huggingface import ValueModel, load_causal_lm
 from chatlearn.modules.torch.module import TorchModule
 from chatlearn.modules.torch.optimization import (
     TrainArgs,
+    check_num_minibatches,
     learning_rate,
     make_optimizer,
     minibatches,
@@ -44,6 +45,7 @@ class ValueTrainer(TorchModule):
         """Loads the backbone, makes head and optimizer."""
         self.model = ValueModel(load_causal_lm(self.model_args, self.device))
         self.optimizer = make_optimizer(self.model, self.model_args)
+        check_num_minibatches(self)
 
     def train_step(self, data: list[Batch], train_info: dict[str, Any]) -> None:
         """``num_minibatches`` updates on one global batch."""

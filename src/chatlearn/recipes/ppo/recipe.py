@@ -54,7 +54,7 @@ def run(config: Config) -> None:
         return
     task = load_splits()
     model_path = _own_model(config) or str(run_warm_start(config, folder.path, task.training))
-    init(_ppo_config(config, model_path, resume=str(folder.checkpoint or folder.path)))
+    init(ppo_config(config, model_path, resume=str(folder.checkpoint or folder.path)))
     engine, held_out = build(task)
     before = engine.evaluate(held_out)
     print(f"\nHeld-out accuracy before reinforcement learning: {_accuracy(before):.3f}\n")
@@ -75,7 +75,7 @@ def check(config: Config) -> str:
             init(warm_config)
             texts.append(warm_start.check())
             model_path = str(Path(name) / "initial")
-        init(_ppo_config(config, model_path, resume=config.runtime.resume))
+        init(ppo_config(config, model_path, resume=config.runtime.resume))
         engine, _ = build(task)
         return "\n\n".join([*texts, engine.check()])
 
@@ -85,7 +85,7 @@ def _own_model(config: Config) -> str | None:
     return config.model("policy").args.get("model_path")
 
 
-def _ppo_config(config: Config, model_path: str, resume: str) -> Config:
+def ppo_config(config: Config, model_path: str, resume: str) -> Config:
     """Models without a ``model_path`` of their own start from this one."""
     with_model = [name for name in MODELS if name != "reward" and "model_path" not in config.model(name).args]
     settings = {f"models.{name}.args.model_path": model_path for name in with_model}

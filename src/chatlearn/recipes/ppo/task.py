@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from chatlearn.errors import DataError
 from chatlearn.rewards.reasoning_gym import ReasoningGymReward
@@ -92,9 +92,7 @@ def exact(score: float) -> bool:
     return score >= 0.999
 
 
-def imperfect_demonstrations(
-    training: list[Sample], seed: int, num_samples: int = NUM_DEMONSTRATIONS
-) -> list[Sample]:
+def imperfect_demonstrations(training: list[Sample], seed: int, num_samples: int = NUM_DEMONSTRATIONS) -> list[Sample]:
     """Demonstrations for the warm start, by a demonstrator who often errs on long words.
 
     Words of up to 5 letters are reversed. A longer one is reversed with probability 0.35 and otherwise copied
@@ -142,9 +140,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     backend.add_special_tokens([PAD, EOS, SEP, UNKNOWN])
     # Text, not a special token: decoding a prompt gives the question back.
     backend.add_tokens([AddedToken(INSTRUCTION, normalized=False)])
-    backend.post_processor = processors.TemplateProcessing(
-        single=f"$A {SEP}", special_tokens=[(SEP, vocabulary[SEP])]
-    )
+    backend.post_processor = processors.TemplateProcessing(single=f"$A {SEP}", special_tokens=[(SEP, vocabulary[SEP])])
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         pad_token=PAD,
@@ -172,6 +168,8 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausal
     import torch
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
+    # transformers types the ids more widely than a tokenizer with these tokens has them
+    pad, eos = cast(int, tokenizer.pad_token_id), cast(int, tokenizer.eos_token_id)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
@@ -182,8 +180,8 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausal
         max_position_embeddings=128,
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=eos,
+        pad_token_id=pad,
         dtype="float32",
     )
     with torch.random.fork_rng(devices=[]):
@@ -192,8 +190,8 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausal
     model.generation_config = GenerationConfig(
         do_sample=False,
         max_new_tokens=MAX_RESPONSE_TOKENS + 2,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=eos,
+        pad_token_id=pad,
     )
     return model
 
@@ -223,9 +221,7 @@ def reward(prompts: list[str], completions: list[str], entry: list[dict[str, Any
     return _scorer()(prompts, completions, entry)
 
 
-def shuffled_reward(
-    prompts: list[str], completions: list[str], entry: list[dict[str, Any]]
-) -> list[float | None]:
+def shuffled_reward(prompts: list[str], completions: list[str], entry: list[dict[str, Any]]) -> list[float | None]:
     """The same scores, dealt to the wrong samples: a control, with which nothing can be learned.
 
     The mean over a batch is that of :func:`reward`, so the accuracy of an evaluation is still right.

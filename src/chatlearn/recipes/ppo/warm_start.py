@@ -27,9 +27,7 @@ class WarmStart(SFTTrainer):
     class Args(SFTTrainer.Args):
         """``models.warm_start.args``."""
 
-        seed: int = Field(
-            0, ge=0, description="of the new model's weights, the demonstrations and their order"
-        )
+        seed: int = Field(0, ge=0, description="of the new model's weights, the demonstrations and their order")
         num_steps: int = Field(
             700,
             ge=STEPS_PER_EPISODE,

@@ -1,0 +1,53 @@
+# Two commands for a newcomer: `make demo` and `make test`. Everything they need is put into .venv, once.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+ARGS ?=
+
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test lint format docs-check bench clean help
+
+help:
+	@echo "make demo        train the demo: PPO on a small language model, CPU only (about 2 minutes)"
+	@echo "make test        all tests that need no GPU"
+	@echo "make lint        ruff, pyright, import-linter, codespell"
+	@echo "make docs-check  run every code block of README and docs/"
+	@echo "make bench       the benchmarks, as tables"
+
+demo: $(READY)
+	@$(BIN)/python -m chatlearn run ppo $(ARGS)
+
+test: $(READY)
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports
+	@$(BIN)/codespell
+	@$(BIN)/pyright
+
+format: $(READY)
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+docs-check: $(READY)
+	@$(BIN)/python docs/check.py $(ARGS)
+
+bench: $(READY)
+	@$(BIN)/python benchmarks/ppo_vs_handwritten.py
+	@$(BIN)/python benchmarks/startup.py
+
+# A second call finds the file and does nothing.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "chatlearn needs Python 3.11 or newer; set PYTHON=...")'
+	@echo "Setting up $(VENV) (once) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache

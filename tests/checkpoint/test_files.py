@@ -1,0 +1,191 @@
+"""State as files: what goes in comes out, bit by bit, and no pickle is involved."""
+
+from __future__ import annotations
+
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chatlearn.checkpoint.files import load_state, save_state
+from chatlearn.errors import CheckpointError
+
+
+def _round_trip(state: Any, folder: Path) -> Any:
+    save_state(state, folder / "state")
+    return load_state(folder / "state")
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Equal in structure, type and bits; nan equals nan."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and one.shape == other.shape and _bits(one) == _bits(other)
+    if isinstance(one, np.ndarray):
+        return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
+    if isinstance(one, dict):
+        return list(map(repr, one)) == list(map(repr, other)) and all(
+            _same(a, b) for a, b in zip(one.values(), other.values(), strict=True)
+        )
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return repr(one) == repr(other)
+
+
+def _bits(tensor: torch.Tensor) -> bytes:
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {},
+        {"number": 1, "float": 0.1, "text": "é\n\u2028", "yes": True, "nothing": None},
+        {"inf": math.inf, "minus": -math.inf, "nan": math.nan, "zero": -0.0, "tiny": 5e-324, "big": 2**80},
+        {"tuple": (1, (2.5, "x"), []), "list": [(), [()]]},
+        {1: "int", -2: {3: (4,)}, (5, "a"): 6, None: 7, True: 8},
+        {"1": "text key", 1: "int key"},
+        {"$tensor": "not a tensor", "$tuple": [1], "plain": {"$items": []}},
+        {"t": torch.arange(6).reshape(2, 3), "scalar": torch.tensor(2.5), "empty": torch.empty(0, 3)},
+        {"view": torch.arange(12.0).reshape(3, 4).T, "slice": torch.arange(10)[2:5]},
+        {"a": np.arange(4, dtype=np.int16), "b": np.array([[math.nan, math.inf]]), "c": np.array(7.5), "d": np.array([True])},
+        {"half": torch.tensor([1.5, -0.0]).bfloat16(), "bool": torch.tensor([True, False]), "u8": torch.tensor([255], dtype=torch.uint8)},
+        torch.tensor([1.0]),
+        [torch.tensor([1.0]), (torch.tensor([2.0]),)],
+    ],
+    ids=lambda state: str(list(state))[:20],
+)  # fmt: skip
+def test_round_trip(state: Any, tmp_path: Path) -> None:
+    assert _same(_round_trip(state, tmp_path), state)
+
+
+_leaves = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=4),
+    st.lists(st.floats(width=32), max_size=3).map(torch.tensor),
+    st.lists(st.integers(-100, 100), max_size=3).map(lambda values: np.array(values, dtype=np.int64)),
+)
+_keys = st.one_of(
+    st.sampled_from(["a", "a/b", "b", "/", "$tensor", "0", "1"]), st.integers(-2, 2), st.tuples(st.integers(0, 1))
+)
+_states = st.recursive(
+    _leaves,
+    lambda part: st.one_of(
+        st.lists(part, max_size=3), st.lists(part, max_size=3).map(tuple), st.dictionaries(_keys, part, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@settings(deadline=None, max_examples=100)
+@given(state=_states)
+def test_round_trip_of_anything(state: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
+    assert _same(_round_trip(state, tmp_path_factory.mktemp("state")), state)
+
+
+def test_keys_that_look_alike_keep_their_tensors_apart(tmp_path: Path) -> None:
+    state = {"a/b": torch.tensor(1), "a": {"b": torch.tensor(2)}, 1: torch.tensor(3), "1": torch.tensor(4)}
+    assert _same(_round_trip(state, tmp_path), state)
+
+
+def test_numbers_of_numpy_become_plain_ones(tmp_path: Path) -> None:
+    state = {"f": np.float64(0.1), "h": np.float32(0.5), "i": np.int64(3), "b": np.bool_(True)}
+    assert _same(_round_trip(state, tmp_path), {"f": 0.1, "h": 0.5, "i": 3, "b": True})
+
+
+def test_random_states(tmp_path: Path) -> None:
+    state = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
+    loaded = _round_trip(state, tmp_path)
+    assert loaded["python"] == state["python"]
+    random.setstate(loaded["python"])
+    np.random.set_state(loaded["numpy"])
+    torch.set_rng_state(loaded["torch"])
+
+
+def test_tied_tensors(tmp_path: Path) -> None:
+    embedding = torch.nn.Embedding(3, 2)
+    head = torch.nn.Linear(2, 3, bias=False)
+    head.weight = embedding.weight
+    model = torch.nn.ModuleDict({"embedding": embedding, "head": head})
+    loaded = _round_trip(model.state_dict(), tmp_path)
+    assert loaded["embedding.weight"].equal(embedding.weight)
+    assert loaded["head.weight"].equal(embedding.weight)
+
+
+@pytest.mark.parametrize("name", ["Adam", "SGD", "RMSprop", "Adagrad"])
+def test_an_optimizer_goes_on_exactly(name: str, tmp_path: Path) -> None:
+    """Ten steps in one go against four, saved and loaded, and six."""
+
+    def made() -> tuple[torch.nn.Linear, torch.optim.Optimizer, Any]:
+        torch.manual_seed(0)
+        model = torch.nn.Linear(3, 2)
+        options = {"momentum": 0.9} if name == "SGD" else {}
+        optimizer = getattr(torch.optim, name)(model.parameters(), lr=0.05, **options)
+        return model, optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
+
+    def steps(parts: Any, first: int, last: int) -> None:
+        model, optimizer, scheduler = parts
+        for i in range(first, last):
+            optimizer.zero_grad()
+            model(torch.arange(6.0).reshape(2, 3) + i).square().mean().backward()
+            optimizer.step()
+            scheduler.step()
+
+    whole, first, second = made(), made(), made()
+    steps(whole, 0, 10)
+    steps(first, 0, 4)
+    save_state([part.state_dict() for part in first], tmp_path / "state")
+    for part, state in zip(second, load_state(tmp_path / "state"), strict=True):
+        part.load_state_dict(state)
+    steps(second, 4, 10)
+    assert second[0].weight.equal(whole[0].weight)
+    assert second[2].state_dict() == whole[2].state_dict()
+
+
+@pytest.mark.parametrize("value", [object(), {1, 2}, b"bytes", print, 1j, np.array(["text"]), np.array([None])])
+def test_what_a_checkpoint_cannot_hold_is_named(value: Any, tmp_path: Path) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"optimizer/3/extra is .*, which a checkpoint can't hold.*state_dict\(\)"
+    ):
+        save_state({"optimizer": [0, 1, 2, {"extra": value}]}, tmp_path / "state")
+
+
+@pytest.mark.parametrize("damage", ["no json", "torn json", "torn tensors", "no tensors"])
+def test_damage_is_an_error_that_names_the_file(damage: str, tmp_path: Path) -> None:
+    save_state({"a": torch.ones(3)}, tmp_path / "state")
+    json_file, tensors = tmp_path / "state.json", tmp_path / "state.safetensors"
+    if damage == "no json":
+        json_file.unlink()
+    elif damage == "torn json":
+        json_file.write_bytes(json_file.read_bytes()[:-8])
+    elif damage == "torn tensors":
+        tensors.write_bytes(tensors.read_bytes()[:-4])
+    else:
+        tensors.unlink()
+    named = "state.json" if "json" in damage else "state.safetensors"
+    with pytest.raises(CheckpointError, match=rf"{named} can't be read.*earlier checkpoint"):
+        load_state(tmp_path / "state")
+
+
+def test_nothing_is_pickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pickle
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("pickle is used")
+
+    for name in ("dump", "dumps", "load", "loads", "Pickler", "Unpickler"):
+        monkeypatch.setattr(pickle, name, refuse)
+    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.ones(2))])
+    state = {"optimizer": optimizer.state_dict(), "array": np.ones(2), "tensor": torch.ones(2)}
+    assert _same(_round_trip(state, tmp_path), state)
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}

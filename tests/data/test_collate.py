@@ -1,0 +1,222 @@
+"""Batches put together and taken apart."""
+
+from __future__ import annotations
+
+import inspect
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from chatlearn.data import collate
+from chatlearn.data.collate import Samples, merge, pad, select, split
+from chatlearn.errors import DataError
+from chatlearn.types import num_rows
+
+DTYPES = [torch.float32, torch.bfloat16, torch.int64, torch.bool]
+
+
+def same(a, b) -> bool:
+    """Equal in type, dtype, shape and content, dicts and lists inside too."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, np.ndarray):
+        return a.dtype == b.dtype and np.array_equal(a, b)
+    return a == b
+
+
+@st.composite
+def values(draw, rows):
+    kind = draw(st.sampled_from(["tensor", "array", "list"]))
+    if kind == "list":
+        return draw(st.lists(st.text(max_size=3) | st.lists(st.integers(), max_size=2), min_size=rows, max_size=rows))
+    shape = (rows, *draw(st.lists(st.integers(0, 3), max_size=2)))
+    array = draw(hnp.arrays(np.int64, shape, elements=st.integers(-9, 9)))
+    return torch.from_numpy(array).to(draw(st.sampled_from(DTYPES))) if kind == "tensor" else array
+
+
+@st.composite
+def batches(draw):
+    rows = draw(st.integers(1, 7))
+    keys = st.text("abc", min_size=1, max_size=2)
+    batch = draw(st.dictionaries(keys, values(rows), min_size=1, max_size=3))
+    nested = draw(st.dictionaries(keys, values(rows), max_size=2))
+    return batch | ({"nested": nested} if nested else {})
+
+
+@given(batch=batches(), size=st.integers(1, 8))
+def test_merging_what_was_split_is_the_identity(batch, size):
+    assert same(merge(split(batch, size)), batch)
+
+
+@given(batch=batches(), size=st.integers(1, 8))
+def test_pieces_are_full_but_for_the_last(batch, size):
+    rows = num_rows(batch)
+    sizes = [num_rows(piece) for piece in split(batch, size)]
+    assert sizes == [size] * (rows // size) + [rows % size] * (rows % size > 0)
+
+
+@given(batch=batches(), data=st.data())
+def test_select_takes_rows_in_order(batch, data):
+    """Repeats and none at all included; the expected rows are taken one by one with Python's indexing."""
+    rows = data.draw(st.lists(st.integers(0, num_rows(batch) - 1), max_size=9))
+    taken = select(batch, rows)
+    assert list(taken) == list(batch)
+
+    def check(result, source):
+        if isinstance(source, dict):
+            for key in source:
+                check(result[key], source[key])
+            return
+        assert len(result) == len(rows)
+        for part, row in zip(result, rows, strict=True):
+            assert same(part, source[row])
+
+    check(taken, batch)
+
+
+@pytest.mark.parametrize("rows", [range(1, 3), range(0, 4, 2), range(3, -1, -1), range(0)])
+def test_select_a_range(rows):
+    batch = {"t": torch.arange(4), "a": np.arange(4), "l": list("abcd")}
+    taken = select(batch, rows)
+    assert (taken["t"].tolist(), taken["a"].tolist()) == (list(rows), list(rows))
+    assert taken["l"] == ["abcd"[i] for i in rows]
+
+
+def test_neighbouring_rows_are_views_of_tensors_and_arrays():
+    batch = {"t": torch.arange(4), "a": np.arange(4)}
+    piece = split(batch, 2)[1]
+    assert piece["t"].data_ptr() == batch["t"][2:].data_ptr()
+    assert np.shares_memory(piece["a"], batch["a"])
+
+
+def test_batches_of_differing_widths_are_padded_on_the_right():
+    a = {"t": torch.tensor([[1, 2]]), "d": {"n": np.array([[1.0], [2.0]])}, "text": ["a"]}
+    b = {"t": torch.tensor([[3, 4, 5]]), "d": {"n": np.array([[3.0, 4.0]])}, "text": ["b"]}
+    merged = merge([a, b], padding=-1)
+    assert merged["t"].tolist() == [[1, 2, -1], [3, 4, 5]]
+    assert merged["d"]["n"].tolist() == [[1, -1], [2, -1], [3, 4]]
+    assert merged["text"] == ["a", "b"]
+    assert merge([a, b])["t"].tolist() == [[1, 2, 0], [3, 4, 5]]
+
+
+@given(shapes=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 3)), min_size=2, max_size=4))
+@pytest.mark.parametrize("make", [torch.ones, np.ones])
+def test_every_dimension_beyond_the_first_is_widened(make, shapes):
+    """The expected result is filled in by hand, block by block."""
+    merged = merge([{"x": make(shape)} for shape in shapes], padding=7)["x"]
+    expected = np.full((sum(s[0] for s in shapes), max(s[1] for s in shapes), max(s[2] for s in shapes)), 7.0)
+    start = 0
+    for rows, height, width in shapes:
+        expected[start : start + rows, :height, :width] = 1
+        start += rows
+    assert np.array_equal(np.asarray(merged), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_padding_keeps_the_dtype(dtype):
+    merged = merge([{"x": torch.ones(1, 1, dtype=dtype)}, {"x": torch.ones(1, 2, dtype=dtype)}])["x"]
+    assert merged.dtype == dtype
+    assert merged.tolist() == [[1, 0], [1, 1]]
+
+
+def test_no_batch_and_one_batch():
+    batch = {"x": [1]}
+    assert merge([]) == {}
+    assert merge([batch]) is batch
+    assert same(merge([{"x": torch.ones(0, 2)}, {"x": torch.ones(2, 2)}]), {"x": torch.ones(2, 2)})
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        ({"x": [1]}, {"x": [1], "extra": [2]}, "different keys: extra"),
+        ({"x": [1], "gone": [2]}, {"x": [1]}, "different keys: gone"),
+        ({"x": [1]}, {"x": torch.ones(1)}, "'x' is Tensor and list"),
+        ({"x": np.ones(1)}, {"x": torch.ones(1)}, "'x' is Tensor and ndarray"),
+        ({"x": torch.ones(1)}, {"x": torch.ones(1, 2)}, r"'x' has \[1\] and \[1, 2\]"),
+        ({"d": {"x": [1]}}, {"d": {"y": [1]}}, "different keys: x, y"),
+    ],
+)
+def test_batches_that_do_not_belong_together(first, second, words):
+    with pytest.raises(DataError, match=words):
+        merge([first, second])
+
+
+# -------------------------------------------------------------------------------------------------------------- pad
+
+
+@given(
+    lengths=st.lists(st.integers(0, 5), min_size=1, max_size=5),
+    extra=st.none() | st.integers(0, 3),
+    side=st.sampled_from(["left", "right"]),
+    trailing=st.sampled_from([(), (2,)]),
+)
+def test_pad(lengths, extra, side, trailing):
+    sequences = [torch.full((length, *trailing), i + 1) for i, length in enumerate(lengths)]
+    width = max(lengths) + (extra or 0)
+    result = pad(sequences, value=-1, side=side, length=None if extra is None else width)
+    assert result.shape == (len(lengths), width, *trailing)
+    for i, (row, length) in enumerate(zip(result, lengths, strict=True)):
+        columns = [-1] * (width - length)
+        columns = columns + [i + 1] * length if side == "left" else [i + 1] * length + columns
+        assert row.tolist() == [[column] * 2 if trailing else column for column in columns]
+
+
+def test_pad_keeps_the_dtype_and_copies():
+    sequences = [torch.tensor([1.5, 2.5], dtype=torch.bfloat16), torch.tensor([3.5], dtype=torch.bfloat16)]
+    result = pad(sequences)
+    assert (result.dtype, result.tolist()) == (torch.bfloat16, [[1.5, 2.5], [3.5, 0]])
+    result[0, 0] = 9
+    assert sequences[0].tolist() == [1.5, 2.5]
+
+
+@pytest.mark.parametrize(
+    ("sequences", "options", "words"),
+    [
+        ([], {}, "got no sequences"),
+        ([torch.ones(1)], {"side": "middle"}, "'left' or 'right'"),
+        ([torch.ones(1), torch.ones(3)], {"length": 2}, "a sequence has 3 elements"),
+    ],
+)
+def test_pad_refuses(sequences, options, words):
+    with pytest.raises(DataError, match=words):
+        pad(sequences, **options)
+
+
+# ---------------------------------------------------------------------------------------------------------- Samples
+
+
+def test_samples_read_as_a_list_and_as_columns():
+    samples = Samples([{"q": "a", "n": 1}, {"q": "b", "n": 2}])
+    assert isinstance(samples, list)
+    assert [sample["n"] for sample in samples] == [1, 2]
+    assert (samples[1], samples[-1]["q"], len(samples[:1])) == ({"q": "b", "n": 2}, "b", 1)
+    assert samples.keys() == ["q", "n"]
+    assert samples.values() == [["a", "b"], [1, 2]]
+    assert samples.items() == [("q", ["a", "b"]), ("n", [1, 2])]
+    assert samples["n"] == [1, 2]
+    assert dict(samples) == {"q": ["a", "b"], "n": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    ("name", "signature"),
+    [
+        ("pad", ["sequences", "*value", "*side", "*length"]),
+        ("split", ["batch", "size"]),
+        ("select", ["batch", "rows"]),
+        ("merge", ["batches", "padding"]),
+    ],
+)
+def test_signatures_that_others_build_on(name, signature):
+    parameters = inspect.signature(getattr(collate, name)).parameters.values()
+    assert [("*" if p.kind is p.KEYWORD_ONLY else "") + p.name for p in parameters] == signature

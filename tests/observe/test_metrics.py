@@ -1,0 +1,60 @@
+"""Reductions against values worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from chatlearn.observe.headline import headline
+from chatlearn.observe.metrics import MetricBuffer
+
+
+def test_reductions_by_hand() -> None:
+    buffer = MetricBuffer()
+    buffer.add([("m/mean", 1.0, "mean", 8), ("m/sum", 1.0, "sum", 8), ("m/max", 1.0, "max", 8), ("m/min", 1.0, "min", 8)])  # fmt: skip
+    buffer.add([("m/mean", 4.0, "mean", 2), ("m/sum", 4.0, "sum", 2), ("m/max", 4.0, "max", 2), ("m/min", 4.0, "min", 2)])  # fmt: skip
+    # mean weighs by samples: (1 x 8 + 4 x 2) / 10
+    assert buffer.take() == {"m/max": 4.0, "m/mean": 1.6, "m/min": 1.0, "m/sum": 5.0}
+
+
+def test_taking_empties() -> None:
+    buffer = MetricBuffer()
+    buffer.add([("a", 1.0, "sum", 1)])
+    assert buffer.take() == {"a": 1.0}
+    assert buffer.take() == {}
+
+
+def test_names_are_sorted_and_prefixes_kept_apart() -> None:
+    buffer = MetricBuffer()
+    buffer.add([("z", 1.0, "mean", 1), ("a", 2.0, "mean", 1)])
+    buffer.add([("a", 3.0, "mean", 1)], prefix="eval/")
+    assert list(buffer.take().items()) == [("a", 2.0), ("eval/a", 3.0), ("z", 1.0)]
+
+
+def test_several_values_in_one_call() -> None:
+    buffer = MetricBuffer()
+    buffer.add([("a", 1.0, "mean", 3), ("a", 2.0, "mean", 3)])
+    assert buffer.take() == {"a": 1.5}
+
+
+def test_a_call_without_samples_and_nan() -> None:
+    buffer = MetricBuffer()
+    buffer.add([("empty", 5.0, "mean", 0), ("nan", math.nan, "mean", 2)])
+    taken = buffer.take()
+    assert taken["empty"] == 0.0
+    assert math.isnan(taken["nan"])
+
+
+@pytest.mark.parametrize(
+    ("row", "shown"),
+    [
+        ({"reward/reward": 1.0, "ppo_policy/loss": 2.0}, {"reward": 1.0, "loss": 2.0}),
+        ({"ppo_policy/kl": 0.1, "ppo_policy/approx_kl": 0.2}, {"kl": 0.1}),
+        ({"a/loss": 1.0, "b/loss": 2.0}, {"loss": 1.0}),
+        ({"reward/accuracy": 0.5, "eval/reward/accuracy": 0.75}, {"accuracy": 0.5, "eval accuracy": 0.75}),
+        ({"num_samples": 3, "time/loss_seconds": 1.0}, {}),
+    ],
+)
+def test_headline(row: dict[str, float], shown: dict[str, float]) -> None:
+    assert headline(row) == shown

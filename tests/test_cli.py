@@ -1,0 +1,225 @@
+"""The command line, called as the console script calls it; what depends on a process of its own runs in one.
+
+Not covered: a recipe's run to its end, which takes minutes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import toys
+
+from chatlearn.cli import main
+
+TESTS = Path(toys.__file__).parent
+
+PROGRAM = """\
+import sys
+import chatlearn
+import toys
+
+chatlearn.init()
+engine = toys.make_engine()
+print("arguments:", sys.argv[1:])
+engine.learn()
+print("after")
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A current folder with a program and its configuration."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "program.py").write_text(PROGRAM)
+    (tmp_path / "toy.yaml").write_text(json.dumps(toys.settings(tmp_path / "runs", num_episode=1)))
+    toys.EVENTS.clear()
+    return tmp_path
+
+
+def _process(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, *words], cwd=folder, env=environment, text=True, capture_output=True)
+
+
+def test_running_a_program(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = list(sys.argv), list(sys.path)
+    assert main(["run", "program.py", "-c", "toy.yaml", "runtime.num_episode=2", "mine", "--mine=3"]) == 0
+    output = capsys.readouterr().out
+    assert "arguments: ['-c', 'toy.yaml', 'runtime.num_episode=2', 'mine', '--mine=3']" in output
+    assert output.rstrip().endswith("after")
+    assert [row["episode"] for row in toys.rows_of(folder / "runs" / "toy")] == [1, 2]
+    assert (list(sys.argv), list(sys.path)) == before
+
+
+def test_a_program_finds_what_lies_beside_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "sub").mkdir()
+    (folder / "sub" / "beside_it.py").write_text("WORD = 'found'\n")
+    (folder / "sub" / "main.py").write_text("import beside_it\nprint(beside_it.WORD, __name__)\n")
+    assert main(["run", "sub/main.py"]) == 0
+    assert capsys.readouterr().out == "found __main__\n"
+
+
+def test_resuming_from_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "program.py", "-c", "toy.yaml"]) == 0
+    capsys.readouterr()
+    assert main(["run", "program.py", "-c", "toy.yaml", "--resume"]) == 0
+    assert f"{folder / 'runs' / 'toy'} is finished" in capsys.readouterr().out
+    assert main(["run", "program.py", "-c", "toy.yaml", "--resume", "absent"]) == 1
+    assert "absent is neither a run folder nor a checkpoint" in capsys.readouterr().err
+
+
+def test_checking_a_program_prints_its_flows_and_starts_nothing(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", "program.py", "-c", "toy.yaml"]) == 0
+    output = capsys.readouterr().out
+    for words in (
+        "env_flow(batch)",
+        "policy.forward_step  <- batch",
+        "learner.train_step",
+        "policy.eval_step",
+        "after",
+    ):
+        assert words in output
+    assert toys.EVENTS == []
+    assert not (folder / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("engine.evaluate()", ""),
+        ("", "print(engine.call(toys.module_of(engine, 'policy').weights, {'prompt': [0]})['weights'])"),
+        ("", "print(engine.run.path / 'policy')"),
+    ],
+)
+def test_a_check_ends_where_the_program_needs_results(
+    before: str, after: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = PROGRAM.replace("engine.learn()", f"{before}\nengine.learn()\n{after}")
+    (folder / "program.py").write_text(text)
+    monkeypatch.setattr(toys.Policy, "setup", lambda self: toys.EVENTS.append(("started",)))
+    with pytest.raises(SystemExit) as caught:
+        main(["check", "program.py", "-c", "toy.yaml"])
+    assert caught.value.code == 0
+    output = capsys.readouterr().out
+    assert output.count("env_flow(batch)") == 1
+    assert "The check ends here" in output
+    assert toys.EVENTS == []
+    assert not (folder / "runs").exists()
+
+
+def test_a_check_finds_mistakes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "program.py", "-c", "toy.yaml", "runtime.num_episod=3", "models.policy.num_replicas=2"]) == 1
+    error = capsys.readouterr().err
+    assert "2 problems" in error
+    assert "`num_episode`" in error
+    assert "`num_replica`" in error
+    assert not (folder / "runs").exists()
+
+
+def test_checking_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "ppo"]) == 0
+    output = capsys.readouterr().out
+    for words in ("policy.forward_step", "reference.forward_step", "ppo_policy.train_step", "ppo_value.train_step"):
+        assert words in output
+
+
+@pytest.mark.parametrize("command", ["run", "check"])
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["pp0"], ["no recipe 'pp0'; did you mean 'ppo'?", ".py"]),
+        (["zzz"], ["no recipe 'zzz'. Recipes: ppo"]),
+        (["absent.py"], ["no program", "absent.py"]),
+        (["ppo", "runtime.num_episodes=3"], ["runtime.num_episodes", "`num_episode`", "command line"]),
+        (["ppo", "runtim.seed=3"], ["runtim", "`runtime`"]),
+        (["ppo", "num_episode=3", "--resum"], ["Nothing reads 'num_episode=3', '--resum'", "runtime.num_episode=3"]),
+        (["ppo", "-c", "absent.yaml"], ["absent.yaml", "no such file"]),
+        (["ppo", "-c"], ["comes without a file"]),
+    ],
+)
+def test_mistyped_words(
+    command: str, words: list[str], wanted: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, *words]) == 1
+    error = capsys.readouterr().err
+    for part in wanted:
+        assert part in error
+    assert "Traceback" not in error
+    assert not (folder / "runs").exists()
+
+
+@pytest.mark.parametrize("words", [[], ["train"], ["run"], ["check"]])
+def test_unusable_arguments_end_with_two(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2
+    assert "usage: chatlearn" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "taught"),
+    [
+        (["--help"], ["chatlearn run ppo", "--resume", "chatlearn check", "runtime.num_episode=20", "-c my.yaml"]),
+        (["run", "--help"], ["RECIPE|SCRIPT.py", "ppo", "a.b=value", "--resume [PATH]", "-c, --config FILE"]),
+        (["check", "--help"], ["without starting", "a.b=value"]),
+    ],
+)
+def test_help_teaches(words: list[str], taught: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 0
+    output = capsys.readouterr().out
+    for part in taught:
+        assert part in output
+
+
+def test_an_error_of_ours_in_a_process(folder: Path) -> None:
+    """Exit code 1 and the text, without a traceback: nothing in the user's code went wrong."""
+    done = _process(folder, "-m", "chatlearn", "run", "program.py", "-c", "toy.yaml", "runtime.seeed=1")
+    assert done.returncode == 1
+    assert done.stderr.startswith("ConfigError: ")
+    assert "`seed`" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_users_exception_comes_out_with_its_own_traceback_first(folder: Path) -> None:
+    text = """
+class Failing(toys.Policy):
+    def forward_step(self, data, iteration=0):
+        return self.helper(data)
+
+    def helper(self, data):
+        raise ValueError("the user's words")
+
+"""
+    program = PROGRAM.replace("chatlearn.init()", f"{text}\nchatlearn.init()").replace("engine()", "engine(Failing)")
+    (folder / "program.py").write_text(program)
+    done = _process(folder, "-m", "chatlearn", "run", "program.py", "-c", "toy.yaml")
+    assert done.returncode == 1
+    error = done.stderr
+    assert error.startswith("Traceback")
+    first, second = error.index("ValueError: the user's words\n"), error.index("StepError: ")
+    assert "in helper" in error[:first]
+    assert "was the direct cause" in error[first:second]
+    for part in ("policy[0].forward_step", "rank 0", "episode 1", "batch 0", "sample ids [0, 1, 2, 3, 4, 5, 6, 7]"):
+        assert part in error[second:]
+
+
+def test_an_exception_of_the_program_itself_is_not_dressed_up(folder: Path) -> None:
+    (folder / "program.py").write_text("raise KeyError('mine')\n")
+    with pytest.raises(KeyError, match="mine"):
+        main(["run", "program.py"])
+
+
+def test_a_programs_exit_code_is_kept(folder: Path) -> None:
+    (folder / "program.py").write_text("raise SystemExit(7)\n")
+    with pytest.raises(SystemExit) as caught:
+        main(["run", "program.py"])
+    assert caught.value.code == 7
