@@ -21,7 +21,7 @@ demo: $(READY)
 	@$(BIN)/python -m chatlearn run ppo $(ARGS)
 
 test: $(READY)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(READY)
 	@$(BIN)/ruff check .

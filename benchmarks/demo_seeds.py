@@ -2,7 +2,8 @@
 
     python benchmarks/demo_seeds.py [--warm 0 1] [--seeds 0 1 2 3 4] [--jobs 1]
 
-Each run is a process of its own, `chatlearn run ppo`, on one thread. The warm start does not depend on the seed of the run, so it is made once for each
+Each run is a process of its own, `chatlearn run ppo`, on one thread. The warm start does not depend on the seed of
+the run, so it is made once for each
 of its seeds. Prints held-out accuracy before and after, from each run's result.json.
 """
 
@@ -20,7 +21,16 @@ from pathlib import Path
 
 def run_demo(output_dir: Path, name: str, *overrides: str) -> dict:
     """One run; its result.json."""
-    command = [sys.executable, "-m", "chatlearn", "run", "ppo", f"runtime.output_dir={output_dir}", f"runtime.exp_name={name}", *overrides]
+    command = [
+        sys.executable,
+        "-m",
+        "chatlearn",
+        "run",
+        "ppo",
+        f"runtime.output_dir={output_dir}",
+        f"runtime.exp_name={name}",
+        *overrides,
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -40,13 +50,19 @@ def main() -> None:
         print(f"{'warm start':>10} {'seed':>5} {'start':>7} {'final':>7}   held-out accuracy, 256 words", flush=True)
 
         def of_warm_start(warm: int) -> None:
-            first = run_demo(folder, f"warm{warm}", f"models.warm_start.args.seed={warm}", f"runtime.seed={arguments.seeds[0]}")
+            first = run_demo(
+                folder, f"warm{warm}", f"models.warm_start.args.seed={warm}", f"runtime.seed={arguments.seeds[0]}"
+            )
             show(warm, str(arguments.seeds[0]), first)
             model = f"models.policy.args.model_path={folder}/warm{warm}/warm_start/policy"
             for seed in arguments.seeds[1:]:
                 show(warm, str(seed), run_demo(folder, f"warm{warm}-seed{seed}", model, f"runtime.seed={seed}"))
             shuffled = "models.reward.args.reward=chatlearn.recipes.ppo.task:shuffled_reward"
-            show(warm, "shuf.", run_demo(folder, f"warm{warm}-shuffled", model, shuffled, f"runtime.seed={arguments.seeds[0]}"))
+            show(
+                warm,
+                "shuf.",
+                run_demo(folder, f"warm{warm}-shuffled", model, shuffled, f"runtime.seed={arguments.seeds[0]}"),
+            )
 
         list(pool.map(of_warm_start, arguments.warm))
 

@@ -1,7 +1,9 @@
 """CPU-seconds per PPO step through the engine, divided by those of a hand-written loop with the same settings.
 
-Both run the demo's task in this process on one thread, in turn: six models (policy, reference, value, reward, two trainers) against three networks and
-plain functions; the same batches of 256 samples, two minibatches, the same KL penalty. The engine's figure includes all that a run leaves behind
+Both run the demo's task in this process on one thread, in turn: six models (policy, reference, value, reward, two
+trainers) against three networks and
+plain functions; the same batches of 256 samples, two minibatches, the same KL penalty. The engine's figure includes
+all that a run leaves behind
 (metrics, TensorBoard, samples) and its parameter sync; evaluation, start-up and set-up are left out on both sides.
 
     python benchmarks/ppo_vs_handwritten.py [--alternations 7] [--steps 20] [--model FOLDER]
@@ -81,7 +83,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--alternations", type=int, default=7)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--model", type=Path, help="folder of a warm start; a new model with random weights if left out")
+    parser.add_argument(
+        "--model", type=Path, help="folder of a warm start; a new model with random weights if left out"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     training = load_splits().training

@@ -1,21 +1,21 @@
-"""What bad input gets: an error that says what, where and how to fix it, before anything starts where that is possible.
+"""Bad input gets an error that says what, where and how to fix it, before anything starts where that is possible.
 
-Each case gives the words that its message has to hold. Problems of the configuration alone are covered in ``tests/config``.
+Each case gives the words that its message has to hold. Problems of the configuration alone: ``tests/config``.
 """
 
 from __future__ import annotations
 
 import inspect
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pydantic
 import pytest
-import toys
 import torch
+import toys
 
 import chatlearn
 from chatlearn import (
@@ -37,9 +37,11 @@ from chatlearn import (
 
 
 @pytest.fixture(autouse=True)
-def _fresh(tmp_path: Path) -> None:
+def _fresh(tmp_path: Path) -> Iterator[None]:
     toys.EVENTS.clear()
     chatlearn.init(toys.settings(tmp_path))
+    with toys.quick_runs():
+        yield
 
 
 class Echo(BaseModule):
@@ -128,7 +130,8 @@ def test_mistyped_settings_of_modules_all_at_once(tmp_path: Path) -> None:
 
 
 def test_a_global_batch_that_is_no_multiple(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"multiple of train_micro_batch_size, which is 8; got 20\s+Fix: set it to 16 or 24"):  # fmt: skip
+    words = r"multiple of train_micro_batch_size, which is 8; got 20\s+Fix: set it to 16 or 24"
+    with pytest.raises(ConfigError, match=words):
         chatlearn.init(toys.settings(tmp_path, train_micro_batch_size=8, train_global_batch_size=20))
 
 
@@ -488,7 +491,13 @@ def test_a_train_step_that_raises() -> None:
     learner = FailingLearner("learner")
     engine = Engine(None, Trainer(lambda batch: learner.train_step(batch))).set_dataset(range(9))
     # 3 global batches an episode: iteration 5 is the last, of 4 samples, in the second
-    words = ("MineError: no gradient", "learner[0].train_step", "episode 2", "global batch 5", "sample ids [36, 37, 38, 39]")
+    words = (
+        "MineError: no gradient",
+        "learner[0].train_step",
+        "episode 2",
+        "global batch 5",
+        "sample ids [36, 37, 38, 39]",
+    )
     assert isinstance(_fails(engine, StepError, *words).__cause__, MineError)
 
 
@@ -511,7 +520,9 @@ def test_an_evaluation_that_raises() -> None:
     module = FailingEcho("echo")
     evaluator = Evaluator(lambda batch: module.eval_step(batch)).set_dataset([1, 2])
     engine = Engine(None, None, evaluator)
-    _fails(engine, StepError, "MineError: my words", "echo[0].eval_step", "evaluation after episode 1", "sample ids [0, 1]")
+    _fails(
+        engine, StepError, "MineError: my words", "echo[0].eval_step", "evaluation after episode 1", "sample ids [0, 1]"
+    )
 
 
 def test_an_exception_of_a_flow_itself_passes_through() -> None:

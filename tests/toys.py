@@ -1,18 +1,24 @@
 """Tiny deterministic modules that tests wire into engines, and the record of what happened to them.
 
-Prompts are integers. A policy acts on three features of its prompt, a rule rewards it, a trainer fits the same little network, so that
-everything an engine moves (noise, weights, optimizer state, counters) shows up in the metrics.
+Prompts are integers. A policy acts on three features of its prompt, a rule rewards it, a trainer fits the same little
+network, so that everything an engine moves (noise, weights, optimizer state, counters) shows up in the metrics.
 """
 
 from __future__ import annotations
 
+import gc
+import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 import chatlearn
+import chatlearn.engine.run
 from chatlearn import BaseModule, Engine, Environment, Evaluator, Trainer
 
 EVENTS: list[tuple[Any, ...]] = []
@@ -152,6 +158,15 @@ def settings(folder: Path, **runtime: Any) -> dict[str, Any]:
     return {"runtime": {**defaults, **runtime}}
 
 
+@contextmanager
+def quick_runs() -> Iterator[None]:
+    """Leaves out what takes longer than a toy's whole run: the picture, and the sweep of the heap before it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chatlearn.engine.run, "draw_learning_curve", lambda *args: None)
+        patch.setattr(gc, "collect", lambda *args: 0)
+        yield
+
+
 def module_of(engine: Engine, name: str) -> Any:
     """A module of the engine's flows."""
     return engine._modules[name]
@@ -169,7 +184,5 @@ def events(start: str = "") -> list[tuple[Any, ...]]:
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
     """The rows of a run's ``metrics.jsonl`` without times."""
-    import json
-
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if not k.startswith("time/")} for line in lines]

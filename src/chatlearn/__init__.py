@@ -40,7 +40,34 @@ _HOMES = {
 }
 """Public name -> where it lives; imported on first use, so that ``import chatlearn`` costs nothing."""
 
-__all__ = [*_HOMES, "__version__"]  # noqa: PLE0604
+__all__ = [
+    "BaseModule",
+    "ChatLearnError",
+    "CheckpointError",
+    "Config",
+    "ConfigError",
+    "DataError",
+    "Engine",
+    "EngineError",
+    "Environment",
+    "Evaluator",
+    "FlowError",
+    "MissingStepError",
+    "ModuleError",
+    "RLHFEngine",
+    "RLHFModule",
+    "RLHFTorchModule",
+    "StepError",
+    "StreamDataset",
+    "SyncError",
+    "TorchModule",
+    "Trainer",
+    "WorkerError",
+    "__version__",
+    "get_config",
+    "init",
+    "step",
+]
 
 
 def __getattr__(name: str) -> Any:

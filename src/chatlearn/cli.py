@@ -17,12 +17,15 @@ from chatlearn.recipes import RECIPES
 _EPILOG = """\
 examples:
   chatlearn run ppo                                   train the demo: PPO on a small model, CPU only
-  chatlearn run ppo runtime.num_episode=20            the same, shorter; any key of the configuration can be set like this
+  chatlearn run ppo runtime.num_episode=20            the same, shorter; any key of the configuration can be set like
+  this
   chatlearn run ppo --resume                          go on with the newest run of that name
   chatlearn run train.py -c my.yaml                   your own program; chatlearn.init() in it reads the same arguments
-  chatlearn check train.py -c my.yaml                 find every mistake that can be found without starting, and print the flows
+  chatlearn check train.py -c my.yaml                 find every mistake that can be found without starting, and print
+  the flows
 
-A recipe without -c uses its own YAML. Runs are written to runtime.output_dir (default: runs/), one folder each, never overwritten.
+A recipe without -c uses its own YAML. Runs are written to runtime.output_dir (default: runs/), one folder each, never
+overwritten.
 """
 
 
@@ -30,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console script.
 
     Returns:
-        0; 1 after an error of chatlearn (its text is printed); the process ends with 2 for unusable arguments, and with 130 after Ctrl-C.
+        0; 1 after an error of chatlearn (its text is printed). The process ends with 2 for unusable arguments, and with
+        130 after Ctrl-C.
     """
     arguments, rest = _parser().parse_known_args(argv)
     command = _check if arguments.command == "check" else _run
@@ -112,7 +116,8 @@ def _recipe_config(recipe: Any, rest: list[str]) -> Any:
     path, overrides = parse_command_line(rest)
     if unknown := [word for word in _not_ours(rest) if word not in overrides]:
         raise ConfigError(
-            f"Nothing reads {', '.join(map(repr, unknown))}. A recipe takes -c FILE, --resume [PATH] and settings such as runtime.num_episode=3."
+            f"Nothing reads {', '.join(map(repr, unknown))}. A recipe takes -c FILE, --resume [PATH] and settings such "
+            f"as runtime.num_episode=3."
         )
     return load_config(path or recipe.CONFIG, overrides)
 

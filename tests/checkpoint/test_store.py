@@ -56,10 +56,15 @@ def test_a_failing_write_leaves_no_trace(error: BaseException, tmp_path: Path) -
     store = CheckpointStore(tmp_path)
     _write(store, 1, weights="good")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    for episode in (1, 2):
-        with pytest.raises(type(error)), store.write(RunState(episode=episode), {}) as folder:
+
+    def fail(episode: int) -> None:
+        with store.write(RunState(episode=episode), {}) as folder:
             (folder / "weights").write_text("half")
             raise error
+
+    for episode in (1, 2):
+        with pytest.raises(type(error)):
+            fail(episode)
         assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     assert store.latest() == tmp_path / "episode-000001"
 

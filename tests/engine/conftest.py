@@ -1,4 +1,4 @@
-"""Every engine test starts with an empty record, and draws no pictures: that takes longer than the runs."""
+"""Every engine test starts with an empty record, and its runs are quick."""
 
 from __future__ import annotations
 
@@ -7,13 +7,10 @@ from collections.abc import Iterator
 import pytest
 import toys
 
-import chatlearn.engine.run
-
 
 @pytest.fixture(autouse=True, scope="module")
-def _no_pictures() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chatlearn.engine.run, "draw_learning_curve", lambda *args: None)
+def _quick() -> Iterator[None]:
+    with toys.quick_runs():
         yield
 
 

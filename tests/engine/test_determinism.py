@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import toys
 import torch
+import toys
 
 import chatlearn
 from chatlearn import BaseModule, Engine, Environment, Trainer
@@ -104,7 +104,7 @@ def _interrupted(config: dict[str, Any], module: str, iteration: int) -> None:
 def test_interrupted_in_the_fourth_episode_and_resumed(
     interval: int | None, module: str, iteration: int, uninterrupted: Outcome, tmp_path: Path
 ) -> None:
-    """Each interval puts the checkpoint at another distance from the interruption; ``None`` starts again from nothing."""
+    """Each interval puts the checkpoint at another distance from the interruption; ``None`` starts from nothing."""
     config = _config(tmp_path, save_episode_interval=interval)
     _interrupted(config, module, iteration)
     assert [row["episode"] for row in toys.rows_of(tmp_path / "toy")] == [1, 2, 3]

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a real process: exit code, one line on how to go on, files closed; and the run goes on exactly."""
+"""Ctrl-C and SIGTERM end a real process: exit code, one line on how to go on, files closed; the run goes on exactly."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def test_every_sample_is_trained_once_per_epoch_for_any_sizes(
     )
     _engine().learn()
     trained = Counter(i for e in toys.events("trained") for part in e[1] for i in part)
-    assert trained == Counter({i: epochs for i in range(samples)})
+    assert trained == Counter(dict.fromkeys(range(samples), epochs))
 
 
 def test_train_info(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_rows_stay_with_their_ids_through_unequal_batches(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("replicas", [1, 3])
 def test_iterations_count_over_the_whole_run_not_per_replica(replicas: int, tmp_path: Path) -> None:
-    """Policy batches of 16 and reward batches of 7: 20 samples are 2 batches of the policy and (7, 7, 2), (4) of the reward."""
+    """20 samples are 2 batches of the policy (16, 4), and 4 of the reward (7, 7, 2 and 4)."""
     config = _config(tmp_path, 16, 7, sample_per_episode=20, num_episode=3)
     for name in ("policy", "reward"):
         config["models"][name]["num_replica"] = replicas

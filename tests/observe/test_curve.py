@@ -1,4 +1,4 @@
-"""The picture of a run. What it looks like is for people; here it has to exist, and to grow with what there is to show."""
+"""The picture of a run: it exists and grows with what there is to show. What it looks like is for people."""
 
 from __future__ import annotations
 

@@ -12,8 +12,8 @@ from chatlearn.observe.metrics import MetricBuffer
 
 def test_reductions_by_hand() -> None:
     buffer = MetricBuffer()
-    buffer.add([("m/mean", 1.0, "mean", 8), ("m/sum", 1.0, "sum", 8), ("m/max", 1.0, "max", 8), ("m/min", 1.0, "min", 8)])  # fmt: skip
-    buffer.add([("m/mean", 4.0, "mean", 2), ("m/sum", 4.0, "sum", 2), ("m/max", 4.0, "max", 2), ("m/min", 4.0, "min", 2)])  # fmt: skip
+    for value, samples in ((1.0, 8), (4.0, 2)):
+        buffer.add([(f"m/{reduction}", value, reduction, samples) for reduction in ("mean", "sum", "max", "min")])
     # mean weighs by samples: (1 x 8 + 4 x 2) / 10
     assert buffer.take() == {"m/max": 4.0, "m/mean": 1.6, "m/min": 1.0, "m/sum": 5.0}
 

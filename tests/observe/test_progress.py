@@ -133,7 +133,7 @@ def test_a_breakpoint_ends_the_live_display_first(monkeypatch: pytest.MonkeyPatc
     progress = Progress("ppo", 2, 0, 1)
     progress.update(1, ROW)
     assert sys.stdout is not stdout  # redirected, so that prints stand above the display
-    breakpoint()  # noqa: T100
+    breakpoint()
     assert seen == [True]
     assert sys.breakpointhook is debugger
     progress.close()

@@ -143,6 +143,25 @@ VALUES = st.recursive(
 )
 
 
+CORNERS = [
+    {2**64: 1, -(2**70): 2, 2**64 - 1: 3},
+    {None: 1, True: 2, (1, "a"): 3, 2.5: 4, b"x": 5, "": 6},
+    [2**64, -(2**63) - 1, 2**4000],
+    "half of a pair: \ud83d",
+    torch.tensor(1.5, dtype=torch.bfloat16),
+    torch.empty(0, 3, dtype=torch.bfloat16),
+    torch.arange(6.0)[::4][1:],
+    torch.arange(6).reshape(2, 3).T,
+    np.array(2.5),
+    np.empty((2, 0), dtype=">f4"),
+]
+
+
+@pytest.mark.parametrize("value", CORNERS, ids=range(len(CORNERS)))
+def test_corner_cases_come_back(value):
+    assert same(decode(encode({"value": [value]})), {"value": [value]})
+
+
 @given(value=VALUES)
 def test_round_trip(value):
     """Not covered: sharing inside of a value, which is not kept, and devices other than the CPU."""

@@ -151,6 +151,20 @@ def test_micro_batches_of_a_step_before_are_merged_into_those_of_the_batch(clust
     ]
 
 
+def test_a_declared_key_that_no_step_before_made_is_named(cluster):
+    class Reader(Echo):
+        reads = frozenset({"x", "rewards", "values"})
+
+    handle = spawn(cluster, Reader("ppo"), replica=1)
+    batch = {"x": [1], "rewards": [2], "values": [3]}
+    assert run(cluster, handle, batch) == batch
+    for call in ({}, {"micro_batch_size": 1}):
+        with pytest.raises(
+            StepError, match=r"ppo\[1\]\.forward_step .*needs 'rewards', 'values', but its input has 'x'"
+        ):
+            run(cluster, handle, {"x": [1]}, **call)
+
+
 # ----------------------------------------------------------------------------------------------- inputs stay unchanged
 
 
@@ -174,16 +188,11 @@ def inside_a_list(data):
     data["per_sample"][1].zero_()
 
 
-def deep_inside_a_list(data):
-    data["turns"][0][0]["ids"].zero_()
-
-
 def a_batch():
     return {
         "x": torch.arange(4.0).reshape(2, 2),
         "meta": {"x": torch.ones(2)},
         "per_sample": [torch.ones(1), torch.ones(2)],
-        "turns": [[{"ids": torch.ones(1), "role": "user"}], []],
         "array": np.arange(2.0),
         "arrays": [np.arange(1.0), np.arange(2.0)],
         "text": ["a", "b"],
@@ -196,13 +205,14 @@ IN_PLACE = [
     (through_a_view, "'x'"),
     (nested, "'meta.x'"),
     (inside_a_list, "'per_sample'"),
-    (deep_inside_a_list, "'turns.ids'"),
 ]
 
 
 @pytest.mark.parametrize(("change", "key"), IN_PLACE, ids=lambda value: getattr(value, "__name__", ""))
 def test_a_tensor_changed_in_place_is_an_error_that_names_the_key(cluster, change, key):
-    """Writes through ``.data`` and ``.numpy()`` are documented as undetected."""
+    """Not covered: writes through ``.data`` and ``.numpy()``, which are documented as undetected, and what stands
+    deeper than one list, which is shared and not watched.
+    """
     with pytest.raises(
         StepError, match=rf"policy\[1\]\.forward_step changes its input {key} in place \(batch 3\)"
     ) as caught:
@@ -239,8 +249,6 @@ def own_containers(data):
     data["new"] = data.pop("x") + 1
     data["meta"]["y"] = data["meta"].pop("x") * 2
     data["text"].append("c")
-    data["turns"][0].append("turn")
-    data["turns"][0][0]["role"] = "system"
     data["per_sample"][0] = None
     return {"ok": [True, True]}
 
@@ -264,7 +272,6 @@ def test_dicts_and_lists_are_the_steps_own_and_with_mutates_inputs_all_is(cluste
     assert batch["x"].tolist() == fresh["x"].tolist()
     assert {key: value.tolist() for key, value in batch["meta"].items()} == {"x": [1, 1]}
     assert [t.tolist() for t in batch["per_sample"]] == [[1], [1, 1]]
-    assert batch["turns"] == [[{"ids": torch.ones(1), "role": "user"}], []]
     assert (batch["array"].tolist(), batch["arrays"][1].tolist(), batch["text"]) == ([0, 1], [0, 1], ["a", "b"])
 
 
@@ -291,8 +298,7 @@ def odd_forms(data):
         "tuple": (1, 2),
         "array": np.arange(6).reshape(3, 2).T,
         "nested": {"graph": torch.ones(2, 2, requires_grad=True).T},
-        "entries": [torch.ones(2, requires_grad=True) * 3, (torch.ones(1, requires_grad=True), "a")],
-        "none": [None, {"t": torch.zeros(1, requires_grad=True)}],
+        "entries": [torch.ones(2, requires_grad=True) * 3, "a"],
     }
 
 
@@ -300,7 +306,7 @@ def test_results_are_detached_contiguous_and_outside_of_inference_mode(cluster):
     output = run(cluster, spawn(cluster, Returning("odd", odd_forms)), {"x": [0, 0]})
     tensors = [
         output["graph"], output["transposed"], output["expanded"], output["inference"], output["nested"]["graph"],
-        output["entries"][0], output["entries"][1][0], output["none"][1]["t"],
+        output["entries"][0],
     ]  # fmt: skip
     for tensor in tensors:
         assert (tensor.requires_grad, tensor.is_contiguous(), tensor.is_inference()) == (False, True, False)
@@ -308,7 +314,7 @@ def test_results_are_detached_contiguous_and_outside_of_inference_mode(cluster):
     assert output["array"].flags.c_contiguous
     assert output["array"].tolist() == [[0, 2, 4], [1, 3, 5]]
     assert output["tuple"] == [1, 2]
-    assert output["entries"][1][1] == "a"
+    assert output["entries"][1] == "a"
 
 
 def test_what_a_module_does_to_its_own_containers_later_does_not_reach_a_result(cluster):

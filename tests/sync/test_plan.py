@@ -1,4 +1,4 @@
-"""Plans against a plain reference: scatter a global array over one layout, run the copies, compare with the other layout's own cut."""
+"""Plans against a plain reference: cut a global array by one layout, run the copies, compare with the other's cut."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_any_two_layouts(data: st.DataObject) -> None:
 @settings(deadline=None, max_examples=150)
 @given(st.data())
 def test_source_blocks_that_overlap(data: st.DataObject) -> None:
-    """Ranks may hold overlapping parts, such as a whole tensor beside a share of it. What is missing is an error, never left unwritten."""
+    """Such as a whole tensor beside a share of it. What is missing is an error, never left unwritten."""
     shape = data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=2).map(tuple))
     tensors = {"w": np.arange(np.prod(shape), dtype=float).reshape(shape)}
 
@@ -163,6 +163,6 @@ def test_every_misfit_is_listed_at_once() -> None:
 
 def test_a_long_list_of_misfits_is_cut() -> None:
     shapes = {f"layer.{i}": (1,) for i in range(30)}
-    table = _held(shapes, [{name: ((0, 1),) for name in shapes}])
+    table = _held(shapes, [dict.fromkeys(shapes, ((0, 1),))])
     with pytest.raises(SyncError, match=r"layer\.19 \[1\] is missing in b\n  … and 10 more"):
         make_plan("a", table, "b", {0: {}})

@@ -152,8 +152,10 @@ def test_a_pair_without_parameters_is_a_note(cluster: LocalCluster) -> None:
 
 @pytest.mark.parametrize(("ours", "theirs", "empty"), [(None, 2, "trained"), (2, None, "rollout")])
 def test_parameters_on_one_side_only(cluster: LocalCluster, ours: Any, theirs: Any, empty: str) -> None:
-    (source,), (destination,) = _spawned(cluster, Weighted("trained", ours)), _spawned(cluster, Weighted("rollout", theirs))  # fmt: skip
-    with pytest.raises(SyncError, match=rf"trained -> rollout: {empty} has no parameters.*has 2 tensors.*{empty}\.setup"):  # fmt: skip
+    (source,) = _spawned(cluster, Weighted("trained", ours))
+    (destination,) = _spawned(cluster, Weighted("rollout", theirs))
+    words = rf"trained -> rollout: {empty} has no parameters.*has 2 tensors.*{empty}\.setup"
+    with pytest.raises(SyncError, match=words):
         ParameterSync(cluster, source, [destination])
 
 

@@ -15,7 +15,8 @@ from chatlearn.errors import CheckpointError
 
 
 def save_state(state: Any, stem: Path) -> None:
-    """Writes nested dicts, lists and tuples of tensors, arrays and plain values as ``<stem>.json`` and ``<stem>.safetensors``.
+    """Writes nested dicts, lists and tuples of tensors, arrays and plain values as ``<stem>.json`` and
+    ``<stem>.safetensors``.
 
     Raises:
         CheckpointError: a value that neither can hold; its path inside of the state is named.
@@ -100,7 +101,8 @@ def _to_tree(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
             ]
         }
     raise CheckpointError(
-        f"{path.strip('/') or 'the state'} is {type(value).__name__}, which a checkpoint can't hold. Let state_dict() return tensors, arrays, "
+        f"{path.strip('/') or 'the state'} is {type(value).__name__}, which a checkpoint can't hold. Let "
+        "state_dict() return tensors, arrays, "
         f"numbers, strings, and lists, tuples and dicts of these."
     )
 

@@ -1,4 +1,6 @@
-"""The folder of a run: found, numbered, never overwritten; and what a resumed run does with the rows that came after its checkpoint."""
+"""The folder of a run: found, numbered, never overwritten; and what a resumed run does with the rows that came after
+its checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,8 @@ def claim_run_folder(output_dir: str, exp_name: str, resume: str) -> RunFolder:
     Args:
         output_dir: parent of all runs.
         exp_name: name of the run; ``<exp_name>-2``, ``-3``, … where it is taken.
-        resume: ``never`` makes a new folder; ``auto`` goes on with the highest-numbered run of that name, if there is one; otherwise the path
+        resume: ``never`` makes a new folder; ``auto`` goes on with the highest-numbered run of that name, if there is
+            one; otherwise the path
             of a run folder or of a checkpoint.
 
     Raises:
@@ -49,7 +52,9 @@ def claim_run_folder(output_dir: str, exp_name: str, resume: str) -> RunFolder:
 
 
 def discard_rows(path: Path, last_episode: int) -> None:
-    """Keeps the rows of a JSONL file up to an episode; later ones, and a torn last line, move to ``<name>.discarded.jsonl``."""
+    """Keeps the rows of a JSONL file up to an episode; later ones, and a torn last line, move to
+    ``<name>.discarded.jsonl``.
+    """
     if not path.exists():
         return
     kept, dropped = [], []
@@ -102,7 +107,8 @@ def _given(path: Path) -> RunFolder:
         return RunFolder(path.parent.parent, path, note=f"Going on from {path}.")
     if not path.is_dir():
         raise CheckpointError(
-            f"runtime.resume: {path} is neither a run folder nor a checkpoint. Give the folder of a run (it holds config.yaml), one of its "
+            f"runtime.resume: {path} is neither a run folder nor a checkpoint. Give the folder of a run (it holds "
+            "config.yaml), one of its "
             f"checkpoints/episode-…, or `auto`."
         )
     return _continued(path)

@@ -139,7 +139,8 @@ def load_module(module: Any, folder: str, iteration: int) -> None:
             module.load_state_dict(state)
         except Exception as error:
             raise CheckpointError(
-                f"{module.name}: the state in {folder} does not fit what setup() made: {str(error).rstrip('.')}. Resume with the model "
+                f"{module.name}: the state in {folder} does not fit what setup() made: {str(error).rstrip('.')}. "
+                "Resume with the model "
                 f"and optimizer of the run that was saved, or start a new run."
             ) from error
     _own_files(module, "load_checkpoint", folder, iteration)
@@ -156,7 +157,7 @@ def _state(module: Any, synced: bool) -> dict[str, Any]:
 
 
 def _fingerprint(value: Any) -> Any:
-    """Changes where a tensor was written to or replaced, or an array or a plain value differs; reads no tensor's contents."""
+    """Changes where a tensor was written to or replaced, or another value differs; reads no tensor's contents."""
     if isinstance(value, torch.Tensor):
         # the weak reference keeps the storage's identity, though not its memory, from being given to a later tensor
         storage = StorageWeakRef(value.untyped_storage())

@@ -27,7 +27,8 @@ def collect_modules(graphs: Iterable[Graph]) -> dict[str, BaseModule]:
             known = modules.setdefault(node.module.name, node.module)
             if known is not node.module:
                 raise ModuleError(
-                    f"{node.where}: two modules are called {node.module.name!r} ({type(known).__name__} and {type(node.module).__name__}). Names "
+                    f"{node.where}: two modules are called {node.module.name!r} ({type(known).__name__} and "
+                    f"{type(node.module).__name__}). Names "
                     f"are unique in a run, since models.<name> configures one module: rename one."
                 )
     return modules
@@ -79,7 +80,8 @@ def check_datasets(environment: Environment | None, trainer: Trainer | None, eva
         raise EngineError("The engine has no environment, no trainer and no evaluator. Give it at least one.")
     if environment is not None and trainer is not None and not environment.graph.outputs:
         raise FlowError(
-            f"{environment.graph.where}: {environment.graph.name} returns nothing, so the trainer would get nothing. Return the values that "
+            f"{environment.graph.where}: {environment.graph.name} returns nothing, so the trainer would get nothing. "
+            "Return the values that "
             f"training needs, such as `return value_out, reward_out`."
         )
     readers = [
@@ -113,6 +115,7 @@ def check_syncs(pairs: Iterable[tuple[BaseModule, BaseModule]], modules: Mapping
             if modules.get(module.name) is not module:
                 source, destination = (m.name for m in pair)
                 raise FlowError(
-                    f"set_parameter_sync({source}, {destination}): no flow of this engine calls a step of {module.name!r}. Use the same module "
+                    f"set_parameter_sync({source}, {destination}): no flow of this engine calls a step of "
+                    f"{module.name!r}. Use the same module "
                     f"objects in the flows and in the sync; the flows use {', '.join(modules)}."
                 )

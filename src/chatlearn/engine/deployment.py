@@ -84,7 +84,9 @@ class Deployment:
         return self.cluster.get(self.cluster.call(self._replicas[name][0], "apply", function, *args))
 
     def open_dataset(self, name: str, prompts: Any, is_eval: bool) -> tuple[str, int]:
-        """Builds the data set of these prompts on replica 0 of a module, once; returns its key for :meth:`fetch` and its length."""
+        """Builds the data set of these prompts on replica 0 of a module, once; returns its key for :meth:`fetch` and
+        its length.
+        """
         purpose = "eval" if is_eval else "train"
         known = (name, purpose, id(prompts))
         if known not in self._datasets:
@@ -181,4 +183,5 @@ class Deployment:
 
 def _model_args(module: BaseModule, model: ModelConfig) -> Any:
     """The user's hyper-parameters, as the class's ``Args`` if it has one (they were checked before)."""
-    return type(module).Args(**model.args) if type(module).Args is not None else dict(model.args)
+    checked = type(module).Args
+    return dict(model.args) if checked is None else checked(**model.args)

@@ -30,7 +30,9 @@ from chatlearn.types import Batch
 
 
 class Interrupted(KeyboardInterrupt, SystemExit):
-    """The run was ended by Ctrl-C or SIGTERM, with everything closed. Uncaught, the process exits with ``code`` (130 or 143)."""
+    """The run was ended by Ctrl-C or SIGTERM, with everything closed. Uncaught, the process exits with ``code`` (130
+    or 143).
+    """
 
     def __init__(self, code: int) -> None:
         SystemExit.__init__(self, code)
@@ -96,7 +98,9 @@ class Engine:
         return self
 
     def set_parameter_sync(self, source: BaseModule, destination: BaseModule) -> Engine:
-        """After each training phase, and before the first episode, ``destination.model`` gets the weights of ``source.model``."""
+        """After each training phase, and before the first episode, ``destination.model`` gets the weights of
+        ``source.model``.
+        """
         self._pairs.append((source, destination))
         return self
 
@@ -107,7 +111,8 @@ class Engine:
             The last evaluation, if there was one.
 
         Raises:
-            ChatLearnError: with what happened, where, and how to fix it; configuration and flows are checked before anything starts.
+            ChatLearnError: with what happened, where, and how to fix it; configuration and flows are checked before
+                anything starts.
             Interrupted: Ctrl-C or SIGTERM; everything is closed and the run can be resumed.
         """
         if _only_checking.get():
@@ -137,7 +142,8 @@ class Engine:
         return evaluation
 
     def evaluate(self, evaluator: Evaluator | None = None) -> Evaluation:
-        """One evaluation with the weights as they are: before ``learn()`` those of ``setup``, afterwards the trained ones.
+        """One evaluation with the weights as they are: before ``learn()`` those of ``setup``, afterwards the trained
+        ones.
 
         Args:
             evaluator: over modules of this engine's flows; the engine's own if left out.
@@ -148,18 +154,21 @@ class Engine:
         evaluator = evaluator or self.evaluator
         if evaluator is None:
             raise EngineError(
-                "The engine has no evaluator. Pass one, or call set_evaluator(Evaluator(eval_flow).set_dataset(prompts))."
+                "The engine has no evaluator. Pass one, or call "
+                "set_evaluator(Evaluator(eval_flow).set_dataset(prompts))."
             )
         self._deploy()
         if missing := sorted(set(evaluator.graph.modules) - set(self._deployed.names)):
             raise EngineError(
-                f"{evaluator.graph.name} uses {', '.join(missing)}, which no flow of the engine calls. Use the engine's modules."
+                f"{evaluator.graph.name} uses {', '.join(missing)}, which no flow of the engine calls. Use the "
+                "engine's modules."
             )
         with preserved_globals():
             return evaluator.evaluate(self._deployed, "evaluation")
 
     def call(self, step: Callable[..., Any], data: Batch) -> Batch | None:
-        """Runs one step of a module of this engine on a batch, as in ``engine.call(policy.forward_step, {"prompt": […]})``.
+        """Runs one step of a module of this engine on a batch, as in ``engine.call(policy.forward_step, {"prompt":
+        […]})``.
 
         Raises:
             EngineError: ``step`` is no step of one of the engine's modules.
@@ -167,7 +176,7 @@ class Engine:
         """
         module = getattr(step, "__self__", None)
         name = next((n for n in getattr(module, "_step_functions", ()) if getattr(module, n) == step), None)
-        if name is None or self._modules.get(module.name) is not module:
+        if module is None or name is None or self._modules.get(module.name) is not module:
             raise EngineError(
                 "engine.call takes a step of a module of its flows, as in engine.call(policy.forward_step, data)."
             )
@@ -201,7 +210,8 @@ class Engine:
             raise EngineError("The engine has no run yet; it begins with learn().")
         return self._run
 
-    # -- the parts of an episode -------------------------------------------------------------------------------------------------
+    # -- the parts of an episode
+    # -------------------------------------------------------------------------------------------------
 
     def _make_experience(self, run: Run) -> StreamDataset:
         runtime, episode = run.config.runtime, run.state.episode
@@ -246,7 +256,8 @@ class Engine:
         interval = run.config.runtime.eval_episode_interval
         return not self._trains_or_samples or bool(interval and run.state.episode % interval == 0)
 
-    # -- starting and ending ------------------------------------------------------------------------------------------------------
+    # -- starting and ending
+    # ------------------------------------------------------------------------------------------------------
 
     @property
     def _trains_or_samples(self) -> bool:

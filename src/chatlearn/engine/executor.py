@@ -28,7 +28,9 @@ class Executor:
         self.graph: Graph = trace(flow)
 
     def batch_size(self, deployment: Deployment) -> int:
-        """Samples drawn at a time: the largest generation batch of the flow's modules; smaller ones get pieces of it."""
+        """Samples drawn at a time: the largest generation batch of the flow's modules; smaller ones get pieces of
+        it.
+        """
         return max(deployment.batch_size(name) for name in self.graph.modules)
 
     def run(

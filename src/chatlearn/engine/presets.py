@@ -13,7 +13,8 @@ from chatlearn.modules.base import BaseModule
 class RLHFEngine(Engine):
     """PPO with six models.
 
-    The policy samples, reference and value score what it sampled, the reward sees all three; the two trainers get the outputs of value and reward,
+    The policy samples, reference and value score what it sampled, the reward sees all three; the two trainers get the
+    outputs of value and reward,
     merged, and their weights go back to policy and value.
 
     Args:

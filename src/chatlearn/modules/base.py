@@ -241,7 +241,7 @@ class BaseModule:
                 f"{self.name}.log({name!r}): reduction is 'mean', 'sum', 'max' or 'min', not {reduction!r}."
             )
         if not isinstance(value, numbers.Real) and getattr(value, "ndim", None) != 0:
-            shape = f" {list(value.shape)}" if hasattr(value, "shape") else ""
+            shape = "".join(f" {list(size)}" for size in [getattr(value, "shape", None)] if size is not None)
             raise ModuleError(f"{self.name}.log({name!r}): a metric is one number, got {type(value).__name__}{shape}.")
         self._context.metrics.append((name, value, reduction))
 
@@ -301,7 +301,7 @@ def merge_batches(batches: Sequence[Batch]) -> Batch:
 
 def _find_steps(cls: type) -> dict[str, Callable[..., Any]]:
     """The plain function of each step of a class, mixins and inherited marks included."""
-    names = dict.fromkeys(STEPS)
+    names: dict[str, None] = dict.fromkeys(STEPS)
     for parent in reversed(cls.__mro__):
         names.update(dict.fromkeys(n for n, f in vars(parent).items() if getattr(f, "_is_chatlearn_step", False)))
     found = {name: inspect.getattr_static(cls, name, None) for name in names}

@@ -13,8 +13,8 @@ from chatlearn.observe.headline import headline
 class Progress:
     """Shows episodes as they complete.
 
-    The live display has no thread of its own and steps aside for a debugger: under one (``python -m pdb``) plain lines are
-    printed, and ``breakpoint()`` ends the display first.
+    The live display has no thread of its own and steps aside for a debugger: under one (``python -m pdb``) plain lines
+    are printed, and ``breakpoint()`` ends the display first.
 
     Args:
         title: of the run.
@@ -96,6 +96,6 @@ class Progress:
 
 
 def _debugging() -> bool:
-    """Whether a debugger follows the program: by a trace function, or (Python 3.12 and later) through ``sys.monitoring``."""
+    """Whether a debugger follows the program: by a trace function, or (from Python 3.12 on) by ``sys.monitoring``."""
     monitoring = getattr(sys, "monitoring", None)
     return sys.gettrace() is not None or bool(monitoring and monitoring.get_tool(monitoring.DEBUGGER_ID))

@@ -23,7 +23,10 @@ class Sink(Protocol):
 
 
 class JsonlSink:
-    """``metrics.jsonl``: one JSON object a line, flushed line by line. Keys under ``time/`` are the only ones that differ between equal runs."""
+    """``metrics.jsonl``: one JSON object a line, flushed line by line.
+
+    Keys under ``time/`` are the only ones that differ between equal runs.
+    """
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("a", encoding="utf-8")
@@ -47,7 +50,7 @@ class TensorBoardSink:
     """
 
     def __init__(self, folder: Path, first_episode: int) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         self._writer = EventFileWriter(str(folder))
@@ -56,54 +59,12 @@ class TensorBoardSink:
 
     def write(self, episode: int, row: Mapping[str, Any]) -> None:
         """Adds each number as a scalar, all in one event."""
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+        from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
         numbers = {name: value for name, value in row.items() if isinstance(value, (int, float))}
         summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()])
         self._writer.add_event(Event(wall_time=time.time(), step=episode, summary=summary))
-
-    def close(self) -> None:
-        """Flushes and closes files."""
-        ...
-
-
-class JsonlSink:
-    """``metrics.jsonl``: one JSON object a line, flushed line by line. Keys under ``time/`` are the only ones that differ between equal runs."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("a", encoding="utf-8")
-
-    def write(self, episode: int, row: Mapping[str, Any]) -> None:
-        """Appends a line."""
-        self._file.write(json.dumps({"episode": episode, **row}) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
-
-
-class TensorBoardSink:
-    """Scalars as TensorBoard events.
-
-    Args:
-        folder: of the event files.
-        first_episode: episodes from here on replace those of an earlier, interrupted part of the run.
-    """
-
-    def __init__(self, folder: Path, first_episode: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer = SummaryWriter(str(folder), purge_step=first_episode)
-
-    def write(self, episode: int, row: Mapping[str, Any]) -> None:
-        """Adds each number as a scalar."""
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        # one event for all values: a SummaryWriter would write, and time, each by itself
-        values = [Summary.Value(tag=name, simple_value=value) for name, value in row.items() if isinstance(value, (int, float))]
-        self._writer._get_file_writer().add_summary(Summary(value=values), episode)
 
     def close(self) -> None:
         """Flushes and closes the event file."""

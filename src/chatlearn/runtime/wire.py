@@ -22,7 +22,9 @@ _DTYPES = {str(dtype): dtype for dtype in vars(torch).values() if isinstance(dty
 
 def encode(value: Any) -> bytes:
     """``value`` as bytes. Sharing between parts of it is not kept; a tensor arrives on the CPU."""
-    return msgpack.packb(_simple(value), default=_extension, strict_types=True, unicode_errors="surrogatepass")
+    packed = msgpack.packb(_simple(value), default=_extension, strict_types=True, unicode_errors="surrogatepass")
+    assert packed is not None
+    return packed
 
 
 def decode(data: bytes) -> Any:
@@ -31,21 +33,16 @@ def decode(data: bytes) -> Any:
 
 
 def _simple(value: Any) -> Any:
-    """Plain nested dicts and lists with ``_extension`` left to do the rest; msgpack takes str and small int as keys."""
+    """Plain nested dicts and lists with ``_extension`` left to do the rest; msgpack takes str and int as keys."""
     if type(value) is dict:
-        if all(type(key) is str or (type(key) is int and _fits(key)) for key in value):
+        if all(type(key) in (str, int) for key in value):
             return {key: _simple(part) for key, part in value.items()}
         return msgpack.ExtType(_DICT, encode([[key, part] for key, part in value.items()]))
     if type(value) is list:
         return [_simple(part) for part in value]
-    if (type(value) is int and not _fits(value)) or type(value) is bytearray:
+    if type(value) is bytearray:  # msgpack would make bytes of it
         return msgpack.ExtType(_VALUE, cloudpickle.dumps(value))
     return value
-
-
-def _fits(number: int) -> bool:
-    """Whether msgpack has room for the number."""
-    return -(2**63) <= number < 2**64
 
 
 def _extension(value: Any) -> msgpack.ExtType:

@@ -227,7 +227,8 @@ class Worker:
         keys = first[0].keys() if isinstance(first, list) and first else first
         if missing := sorted(self.module.reads - set(keys)):
             raise StepError(
-                f"{self}.{call.step} ({call.place}) needs {', '.join(map(repr, missing))}, but its input has {', '.join(map(repr, keys))}. Call the "
+                f"{self}.{call.step} ({call.place}) needs {', '.join(map(repr, missing))}, but its input has "
+                f"{', '.join(map(repr, keys))}. Call the "
                 f"step that makes it earlier in the flow, and pass or return its output."
             )
 
@@ -364,7 +365,8 @@ def _split_ids(ids: SampleIds, size: int) -> list[SampleIds]:
 def _own(data: Any, copied: bool) -> Any:
     """A step's own dicts and lists around shared tensors, arrays as read-only views; ``copied``: all is its own.
 
-    What stands in a list for one sample is shared, whatever it is: walking over all entries of all lists in every call would cost more than
+    What stands in a list for one sample is shared, whatever it is: walking over all entries of all lists in every
+    call would cost more than
     the step of a small model.
     """
     if copied:

@@ -1,6 +1,7 @@
 """Which slice of which trained tensor goes where in the rollout model.
 
-Both sides describe their weights as global tensors and the blocks of them that each rank holds. The plan is the intersection of blocks, so any
+Both sides describe their weights as global tensors and the blocks of them that each rank holds. The plan is the
+intersection of blocks, so any
 layout on either side is served by the same code.
 """
 
@@ -103,7 +104,8 @@ def make_plan(source: str, source_table: Table, destination: str, destination_ta
         destination_table: what the ranks of one of its replicas hold.
 
     Raises:
-        SyncError: tensors that one side lacks or that differ in shape (all are listed), or elements that no source rank holds.
+        SyncError: tensors that one side lacks or that differ in shape (all are listed), or elements that no source
+            rank holds.
     """
     ours, theirs = _shapes(source_table), _shapes(destination_table)
     _check_same(source, ours, destination, theirs)
@@ -114,7 +116,8 @@ def make_plan(source: str, source_table: Table, destination: str, destination_ta
             if missing:
                 needed = math.prod(wanted.block.sizes)
                 raise SyncError(
-                    f"{source} -> {destination}: the ranks of {source} hold {needed - missing} of the {needed} elements of {name} that rank "
+                    f"{source} -> {destination}: the ranks of {source} hold {needed - missing} of the {needed} "
+                    f"elements of {name} that rank "
                     f"{rank} of {destination} needs."
                 )
             transfers += found
@@ -122,7 +125,9 @@ def make_plan(source: str, source_table: Table, destination: str, destination_ta
 
 
 def _copies(name: str, wanted: Block, rank: int, table: Table) -> tuple[list[Transfer], int]:
-    """The copies that fill a block, and how many elements no rank holds. Where several ranks hold an element, the first sends it."""
+    """The copies that fill a block, and how many elements no rank holds; of several that hold one, the first sends
+    it.
+    """
     copies: list[Transfer] = []
     missing = [wanted] if all(wanted.sizes) else []
     for source_rank, held in table.items():
@@ -160,6 +165,7 @@ def _check_same(
     if problems:
         shown = "\n  ".join(problems[:20]) + (f"\n  … and {len(problems) - 20} more" if len(problems) > 20 else "")
         raise SyncError(
-            f"The weights of {source} do not fit {destination} (`self.model` on both sides; parameters and persistent buffers):\n  {shown}\n"
+            f"The weights of {source} do not fit {destination} (`self.model` on both sides; parameters and "
+            f"persistent buffers):\n  {shown}\n"
             f"Build both from the same model folder or configuration."
         )

@@ -30,7 +30,8 @@ class ParameterSync:
         """Why nothing is synced, if nothing is."""
         if self.plan:
             return None
-        return f"{self.plan.source} -> {self.plan.destination}: neither module has parameters in `self.model`, so there is nothing to sync."
+        pair = f"{self.plan.source} -> {self.plan.destination}"
+        return f"{pair}: neither module has parameters in `self.model`, so there is nothing to sync."
 
     def sync(self, version: int) -> None:
         """Copies the trained weights into every replica and waits until they are there.
@@ -58,7 +59,8 @@ class ParameterSync:
         if bool(ours) != bool(theirs):
             empty, full = (source, destination) if not ours else (destination, source)
             raise SyncError(
-                f"{source} -> {destination}: {empty} has no parameters in `self.model`, but {full} has {len(ours or theirs)} tensors. Set "
+                f"{source} -> {destination}: {empty} has no parameters in `self.model`, but {full} has "
+                f"{len(ours or theirs)} tensors. Set "
                 f"`self.model` to a torch.nn.Module in {empty}.setup(), or drop the set_parameter_sync of this pair."
             )
         return make_plan(source, {0: ours}, destination, {0: theirs})

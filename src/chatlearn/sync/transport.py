@@ -31,7 +31,9 @@ class Published:
 
 
 def describe_weights(module: Any) -> dict[str, Held]:
-    """What ``module.model`` holds: its parameters and persistent buffers. A module without ``self.model`` holds nothing."""
+    """What ``module.model`` holds: its parameters and persistent buffers. A module without ``self.model`` holds
+    nothing.
+    """
     return {
         name: Held(tuple(t.shape), str(t.dtype), Block((0,) * t.ndim, tuple(t.shape)))
         for name, t in _weights(module).items()
@@ -54,7 +56,8 @@ def write_weights(module: Any, transfers: list[Transfer], published: Published) 
     """
     if (arrived := checksum(published.tensors)) != published.checksum:
         raise SyncError(
-            f"{module.name}: the weights of version {published.version} arrived damaged (checksum {arrived:08x}, sent {published.checksum:08x}). "
+            f"{module.name}: the weights of version {published.version} arrived damaged (checksum {arrived:08x}, "
+            f"sent {published.checksum:08x}). "
             f"The rollout model is unchanged; run again, and check the machine's memory and network if it repeats."
         )
     weights = _weights(module)
@@ -68,7 +71,7 @@ def checksum(tensors: list[torch.Tensor]) -> int:
     """CRC-32 over the bytes of all tensors, in order."""
     value = 0
     for tensor in tensors:
-        value = zlib.crc32(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()), value)
+        value = zlib.crc32(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data, value)
     return value
 
 

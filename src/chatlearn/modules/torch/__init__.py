@@ -15,7 +15,16 @@ _HOMES = {
     "SFTTrainer": "sft_trainer",
 }
 
-__all__ = [*_HOMES]
+__all__ = [
+    "PolicyInference",
+    "PolicyReference",
+    "PolicyTrainer",
+    "RewardInference",
+    "SFTTrainer",
+    "TorchModule",
+    "ValueInference",
+    "ValueTrainer",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -49,7 +49,8 @@ def load_tokenizer(args: ModelArgs) -> Any:
     tokenizer = _loaded(AutoTokenizer, args, what="tokenizer")
     if tokenizer.eos_token_id is None:
         raise ConfigError(
-            f"The tokenizer of {args.model_path} has no end-of-sequence token, so no response could ever end. Set `eos_token`."
+            f"The tokenizer of {args.model_path} has no end-of-sequence token, so no response could ever end. Set "
+            "`eos_token`."
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -58,7 +59,8 @@ def load_tokenizer(args: ModelArgs) -> Any:
 
 
 def load_causal_lm(args: ModelArgs, device: torch.device) -> Any:
-    """The causal language model of a folder, on ``device``, without dropout (ratios of probabilities need the same network twice).
+    """The causal language model of a folder, on ``device``, without dropout (ratios of probabilities need the same
+    network twice).
 
     Raises:
         ConfigError: it can't be loaded, or its files lack parameters, which transformers would draw at random.
@@ -83,7 +85,8 @@ def _loaded(loader: Any, args: ModelArgs, what: str, **options: Any) -> Any:
             return loader.from_pretrained(path, trust_remote_code=args.trust_remote_code, **options)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ConfigError(
-            f"model_path {args.model_path!r}: the {what} can't be loaded ({str(error).splitlines()[0]}). Give a folder that save_pretrained wrote, "
+            f"model_path {args.model_path!r}: the {what} can't be loaded ({str(error).splitlines()[0]}). Give a "
+            "folder that save_pretrained wrote, "
             f"with the tokenizer's files in it, or a name on the Hub that this machine can reach."
         ) from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -76,8 +77,10 @@ def check_num_minibatches(module: Any) -> None:
     available = -(-runtime.train_global_batch_size // runtime.train_micro_batch_size)
     if num > available:
         raise ConfigError(
-            f"models.{module.name}.args.num_minibatches is {num}, but a global batch has {available} micro-batches (train_global_batch_size "
-            f"{runtime.train_global_batch_size} / train_micro_batch_size {runtime.train_micro_batch_size}). Lower it, or make "
+            f"models.{module.name}.args.num_minibatches is {num}, but a global batch has {available} micro-batches "
+            "(train_global_batch_size "
+            f"{runtime.train_global_batch_size} / train_micro_batch_size {runtime.train_micro_batch_size}). Lower "
+            "it, or make "
             f"train_micro_batch_size smaller."
         )
 
@@ -89,10 +92,12 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
 
 
 def minibatches(micro_batches: Sequence[T], num: int) -> Iterator[Sequence[T]]:
-    """``num`` runs of neighbouring micro-batches, as even as they get; fewer where there are not enough micro-batches."""
+    """``num`` runs of neighbouring micro-batches, as even as they get; fewer where there are not enough
+    micro-batches.
+    """
     num = min(num, len(micro_batches))
     bounds = [round(i * len(micro_batches) / num) for i in range(num + 1)]
-    return (micro_batches[start:stop] for start, stop in zip(bounds, bounds[1:], strict=False))
+    return (micro_batches[start:stop] for start, stop in pairwise(bounds))
 
 
 def update(model: torch.nn.Module, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> torch.Tensor:

@@ -31,8 +31,10 @@ from chatlearn.types import Batch
 class PolicyTrainer(TorchModule):
     """Updates the policy with the clipped objective of PPO (Schulman et al. 2017, eq. 7).
 
-    Takes ``tokens``, ``attention_mask``, ``response_mask``, ``logprobs`` and ``advantages``; advantages are whitened over the global batch, each
-    loss is normalised over its minibatch, whatever the micro-batches. Logs ``loss``, ``clip_frac``, ``approx_kl``, ``grad_norm``, ``learning_rate``.
+    Takes ``tokens``, ``attention_mask``, ``response_mask``, ``logprobs`` and ``advantages``; advantages are whitened
+    over the global batch, each
+    loss is normalised over its minibatch, whatever the micro-batches. Logs ``loss``, ``clip_frac``, ``approx_kl``,
+    ``grad_norm``, ``learning_rate``.
     """
 
     class Args(TrainArgs):

@@ -13,7 +13,6 @@ from chatlearn.data.collate import Samples
 from chatlearn.errors import DataError
 from chatlearn.types import Batch
 
-
 MAX_TOKENIZED_AHEAD = 50_000
 """Larger data sets are tokenized batch by batch, so that they start at once and take no memory."""
 
@@ -21,7 +20,8 @@ MAX_TOKENIZED_AHEAD = 50_000
 class TokenizedPrompts:
     """Prompts (strings, or dicts with a key ``prompt`` whose other keys become columns), tokenized.
 
-    Batches hold ``prompt`` (list of str), the other columns as lists, ``prompt_tokens`` ``[B, P]`` int64, padded on the left, and
+    Batches hold ``prompt`` (list of str), the other columns as lists, ``prompt_tokens`` ``[B, P]`` int64, padded on
+    the left, and
     ``prompt_mask`` ``[B, P]`` int64.
 
     Args:
@@ -53,7 +53,8 @@ class TokenizedPrompts:
 class Demonstrations:
     """Pairs of ``prompt`` and ``response`` as batches of token fields, the response ended by the end-of-sequence token.
 
-    Batches hold ``prompt``, ``response``, ``tokens``, ``attention_mask`` and ``response_mask`` (see :mod:`chatlearn.types`).
+    Batches hold ``prompt``, ``response``, ``tokens``, ``attention_mask`` and ``response_mask`` (see
+    :mod:`chatlearn.types`).
 
     Args:
         pairs: a sequence of dicts.

@@ -20,14 +20,19 @@ from chatlearn.types import Batch
 class RewardInference(BaseModule):
     """Scores responses with a reward function, and where values are there, estimates advantages from the scores.
 
-    ``forward_step`` adds ``rewards``; given ``values`` also ``advantages`` and ``returns`` (GAE over per-token rewards: the score on a response's
-    last token, minus ``kl_coef`` times the KL estimate on every token). A sample that the function can't score (``None``) gets reward 0 and an
-    empty ``response_mask``, so that no trainer learns from it. Logs ``reward`` and ``accuracy`` (share of scores of at least
-    ``success_score``) over the samples that were scored, ``finished``, ``kl`` (k1 estimate, nats per token), ``unscorable`` (number of samples).
+    ``forward_step`` adds ``rewards``; given ``values`` also ``advantages`` and ``returns`` (GAE over per-token
+    rewards: the score on a response's
+    last token, minus ``kl_coef`` times the KL estimate on every token). A sample that the function can't score
+    (``None``) gets reward 0 and an
+    empty ``response_mask``, so that no trainer learns from it. Logs ``reward`` and ``accuracy`` (share of scores of
+    at least
+    ``success_score``) over the samples that were scored, ``finished``, ``kl`` (k1 estimate, nats per token),
+    ``unscorable`` (number of samples).
 
     Args:
         name: the module's.
-        reward: ``fn(prompts, completions, **columns) -> list[float | None]``; columns are the batch's other entries by name. Left out,
+        reward: ``fn(prompts, completions, **columns) -> list[float | None]``; columns are the batch's other entries
+            by name. Left out,
             ``models.<name>.args.reward`` names it.
     """
 
@@ -64,7 +69,8 @@ class RewardInference(BaseModule):
         given = self._given or self.model_args.reward
         if given is None:
             raise ConfigError(
-                f"{self.name} has no reward function. Pass one to the constructor, RewardInference({self.name!r}, reward=fn), or name it: "
+                f"{self.name} has no reward function. Pass one to the constructor, RewardInference({self.name!r}, "
+                "reward=fn), or name it: "
                 f"models.{self.name}.args.reward: pkg.mod:function"
             )
         self._reward = resolve(given)

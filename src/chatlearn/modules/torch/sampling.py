@@ -19,7 +19,8 @@ class Responses:
     Attributes:
         tokens: ``[B, R]`` int64; the padding token after the end of a response.
         mask: ``[B, R]`` float32; 1 on sampled tokens, the end-of-sequence token included.
-        logprobs: ``[B, R]`` float32; of the sampled tokens, under the distribution that they were drawn from; 0 elsewhere.
+        logprobs: ``[B, R]`` float32; of the sampled tokens, under the distribution that they were drawn from; 0
+            elsewhere.
         finished: ``[B]`` bool; the response ended with an end-of-sequence token.
     """
 
@@ -43,7 +44,8 @@ def sample(
 ) -> Responses:
     """Continues left-padded prompts until each has ended or has ``max_new_tokens``.
 
-    A token is drawn by inverting the cumulative distribution at a number that belongs to the sample, so what a sample gets does not depend on
+    A token is drawn by inverting the cumulative distribution at a number that belongs to the sample, so what a sample
+    gets does not depend on
     the noise of its neighbours.
 
     Args:

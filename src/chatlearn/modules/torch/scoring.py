@@ -16,7 +16,8 @@ from chatlearn.types import Batch
 class Window:
     """The columns ``start`` to ``stop`` of a batch: all response tokens of all rows, and what is needed to score them.
 
-    Token t is drawn from the model's output at t - 1, so the inputs are the tokens before ``stop - 1`` and the outputs of the columns
+    Token t is drawn from the model's output at t - 1, so the inputs are the tokens before ``stop - 1`` and the
+    outputs of the columns
     ``start - 1`` to ``stop - 1`` are kept.
     """
 
@@ -30,7 +31,9 @@ class Window:
 
     @classmethod
     def of(cls, batch: Batch, device: torch.device) -> Window:
-        """The window of a batch with ``tokens``, ``attention_mask`` and ``response_mask``; columns that are padding in every row are left out."""
+        """The window of a batch with ``tokens``, ``attention_mask`` and ``response_mask``; columns that are padding
+        in every row are left out.
+        """
         mask = batch["response_mask"]
         attended = batch["attention_mask"].any(0).nonzero()
         columns = mask.any(0).nonzero()
@@ -58,7 +61,9 @@ class Window:
         return value_BT[:, self.start : self.stop].to(self.mask.device)
 
     def spread(self, value: Tensor, width: int) -> Tensor:
-        """The window's columns as a ``[B, width]`` float32 tensor of the batch, 0 outside of the responses, on the CPU."""
+        """The window's columns as a ``[B, width]`` float32 tensor of the batch, 0 outside of the responses, on the
+        CPU.
+        """
         value = torch.where(self.mask.bool(), value, 0).float()
         return torch.nn.functional.pad(value, (self.start, width - self.stop)).cpu()
 

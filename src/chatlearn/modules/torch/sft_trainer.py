@@ -29,7 +29,8 @@ from chatlearn.types import Batch
 class SFTTrainer(TorchModule):
     """Fits a language model to demonstrations: the mean negative log-likelihood of response tokens.
 
-    As the only module of ``Engine(None, trainer)`` it builds its own data set from dicts with ``prompt`` and ``response``. Logs ``loss`` (nats per
+    As the only module of ``Engine(None, trainer)`` it builds its own data set from dicts with ``prompt`` and
+    ``response``. Logs ``loss`` (nats per
     token), ``grad_norm``, ``learning_rate``.
     """
 

@@ -28,7 +28,8 @@ from chatlearn.types import Batch
 class ValueTrainer(TorchModule):
     """Fits the value model to returns, with the clipped squared error of PPO.
 
-    Takes ``tokens``, ``attention_mask``, ``response_mask``, ``values`` and ``returns``. Logs ``value_loss``, ``grad_norm``, ``learning_rate``.
+    Takes ``tokens``, ``attention_mask``, ``response_mask``, ``values`` and ``returns``. Logs ``value_loss``,
+    ``grad_norm``, ``learning_rate``.
     """
 
     class Args(TrainArgs):

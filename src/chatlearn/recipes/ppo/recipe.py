@@ -21,7 +21,7 @@ from chatlearn.modules.torch import (
     ValueTrainer,
 )
 from chatlearn.recipes.ppo.task import TaskSplits, load_splits
-from chatlearn.recipes.ppo.warm_start import run_warm_start, settled, warm_start_engine
+from chatlearn.recipes.ppo.warm_start import NAME, run_warm_start, settled, warm_start_engine
 
 CONFIG = Path(__file__).with_name("ppo.yaml")
 """The recipe's configuration, where the command line names no other."""
@@ -74,7 +74,7 @@ def check(config: Config) -> str:
             warm_config, warm_start = warm_start_engine(config, Path(name), task.training)
             init(warm_config)
             texts.append(warm_start.check())
-            model_path = str(Path(name) / "initial")
+            model_path = str(Path(name) / NAME / "initial")
         init(ppo_config(config, model_path, resume=config.runtime.resume))
         engine, _ = build(task)
         return "\n\n".join([*texts, engine.check()])
@@ -117,7 +117,8 @@ def _conclude(engine: Engine, before: Evaluation, after: Evaluation) -> None:
     console = Console()
     console.print(table)
     console.print(
-        f"Held-out accuracy: {_accuracy(before):.3f} -> {_accuracy(after):.3f} (exact matches on {len(after.results[0]['prompt'])} words never trained on)"
+        f"Held-out accuracy: {_accuracy(before):.3f} -> {_accuracy(after):.3f} (exact matches on "
+        f"{len(after.results[0]['prompt'])} words never trained on)"
     )
     lines = {
         "learning curve": "learning_curve.png",

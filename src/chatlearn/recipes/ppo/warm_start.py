@@ -13,6 +13,7 @@ from chatlearn.config.load import load_config
 from chatlearn.config.schema import Config
 from chatlearn.engine.engine import Engine
 from chatlearn.engine.trainer import Trainer
+from chatlearn.modules.torch.huggingface import quiet
 from chatlearn.modules.torch.sft_trainer import SFTTrainer
 from chatlearn.recipes.ppo.task import Sample, build_model, build_tokenizer, imperfect_demonstrations
 
@@ -36,12 +37,15 @@ class WarmStart(SFTTrainer):
 
 
 def warm_start_engine(config: Config, folder: Path, training: list[Sample]) -> tuple[Config, Engine]:
-    """The engine of the warm start and its configuration; the new model is written to ``<folder>/initial``."""
+    """The engine of the warm start and its configuration; the new model is written to
+    ``<folder>/warm_start/initial``.
+    """
     args = config.models[NAME].args
     seed, num_steps = args.get("seed", 0), args.get("num_steps", 700)
     tokenizer = build_tokenizer()
-    build_model(tokenizer, seed).save_pretrained(folder / "initial")
-    tokenizer.save_pretrained(folder / "initial")
+    with quiet():
+        build_model(tokenizer, seed).save_pretrained(folder / NAME / "initial")
+    tokenizer.save_pretrained(folder / NAME / "initial")
     settings: dict[str, Any] = {
         "runtime.exp_name": NAME,
         "runtime.output_dir": str(folder),
@@ -54,7 +58,7 @@ def warm_start_engine(config: Config, folder: Path, training: list[Sample]) -> t
         "runtime.save_episode_interval": 4,
         "runtime.log_interval": 4,
         "runtime.export": [NAME],
-        f"models.{NAME}.args.model_path": str(folder / "initial"),
+        f"models.{NAME}.args.model_path": str(folder / NAME / "initial"),
     }
     return settled(config, settings, [NAME]), warm_start_flow(
         imperfect_demonstrations(training, seed, BATCH_SIZE * num_steps)
