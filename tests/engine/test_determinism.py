@@ -61,6 +61,28 @@ def test_the_same_seed_twice(uninterrupted: Outcome, tmp_path: Path) -> None:
     _assert_same(_learned(_config(tmp_path)), uninterrupted)
 
 
+def test_what_one_module_draws_changes_no_other(tmp_path: Path) -> None:
+    """The generators are seeded before every step, so that a draw depends on the place of the call alone."""
+
+    class Drawing(toys.Reward):
+        def forward_step(self, data: dict[str, Any], iteration: int = 0) -> dict[str, Any]:
+            torch.rand(self.model_args["draws"])
+            return super().forward_step(data, iteration)
+
+    outcomes = []
+    for draws in (0, 5):
+        policy, reward, learner = toys.Policy("policy"), Drawing("reward"), toys.Learner("learner")
+        engine = Engine(
+            Environment(lambda batch, p=policy, r=reward: r.forward_step(p.forward_step(batch))),
+            Trainer(lambda batch, t=learner: t.train_step(batch)),
+        )
+        models = {"policy": {}, "learner": {}, "reward": {"args": {"draws": draws}}}
+        chatlearn.init({**toys.settings(tmp_path), "models": models})
+        engine.set_parameter_sync(learner, policy).set_dataset(range(50)).learn()
+        outcomes.append(_outcome(engine))
+    _assert_same(*outcomes)
+
+
 def test_another_seed_is_another_run(uninterrupted: Outcome, tmp_path: Path) -> None:
     rows, policy, _ = _learned(_config(tmp_path, seed=1))
     assert not torch.equal(policy, uninterrupted[1])

@@ -177,6 +177,28 @@ def test_an_interrupted_run_closes_its_files_and_says_how_to_go_on(
         assert [name for name in open_files if name.startswith(str(tmp_path))] == []
 
 
+@pytest.mark.parametrize("iteration", [None, 4])
+def test_every_sink_is_closed_once(iteration: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Recording:
+        def write(self, episode: int, row: Any) -> None:
+            toys.EVENTS.append(("row", episode))
+
+        def close(self) -> None:
+            toys.EVENTS.append(("closed",))
+
+    monkeypatch.setattr("chatlearn.engine.run.open_sinks", lambda *args: [Recording(), Recording()])
+    if iteration is None:
+        _learned(tmp_path)
+    else:
+        _interrupted(tmp_path, iteration)
+    rows = [1, 1, 2, 2] if iteration is None else [1, 1]
+    assert [event for event in toys.EVENTS if event[0] in ("row", "closed")] == [
+        *(("row", episode) for episode in rows),
+        ("closed",),
+        ("closed",),
+    ]
+
+
 def test_a_failed_run_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     class Failing(toys.Policy):
         def forward_step(self, data: dict[str, Any], iteration: int = 0) -> dict[str, Any]:

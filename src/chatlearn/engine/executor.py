@@ -80,7 +80,8 @@ class Executor:
                     )
                 )
             advanced[node.module.name] = len(starts)
-            values[node.index] = (Rows((self._joined(deployment, node, outputs),)),)
+            if node.index in self.graph.used:
+                values[node.index] = (Rows((self._joined(deployment, node, outputs),)),)
         for name, count in advanced.items():
             counters[name] = counters.get(name, 0) + count
         return tuple(values[i][0].sources[0] for i in self.graph.outputs)
