@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -13,13 +14,15 @@ CHECK = Path(__file__).parent.parent / "docs" / "check.py"
 
 
 @pytest.fixture(scope="module")
-def checker() -> ModuleType:
+def checker() -> Iterator[ModuleType]:
     spec = importlib.util.spec_from_file_location("docs_check", CHECK)
     assert spec is not None
     assert spec.loader is not None
     module = sys.modules["docs_check"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(CHECK.parent)
+        spec.loader.exec_module(module)
+        yield module
 
 
 def _problems(checker: ModuleType, page: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
@@ -99,5 +102,5 @@ def test_a_wrong_page(
 def test_an_outdated_table(checker: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = "<!-- table runtime_env -->\n| key |\n<!-- end of table -->\n"
     assert "1: the table runtime_env is out of date" in _problems(checker, page, tmp_path, capsys)
-    page = page.replace("| key |", checker.make_table("runtime_env"))
+    page = page.replace("| key |", checker.key_tables.make_table("runtime_env"))
     assert "0 blocks" in _problems(checker, page, tmp_path, capsys)

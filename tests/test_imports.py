@@ -138,7 +138,7 @@ SIGNATURES = {
         "set_parameter_sync": "(self, source, destination)",
         "learn": "(self)",
         "evaluate": "(self, evaluator=None)",
-        "call": "(self, step, data)",
+        "call": "(self, step, *data)",
         "check": "(self)",
         "stop": "(self)",
     },

@@ -40,11 +40,13 @@ def test_a_file_of_that_name_is_no_folder_to_write_into(tmp_path: Path) -> None:
 def test_paths_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert claim_run_folder("runs", "ppo", "never").path == tmp_path / "runs" / "ppo"
-    assert claim_run_folder("runs", "ppo", "runs/ppo").path == tmp_path / "runs" / "ppo"
+    _run(tmp_path / "runs" / "old")
+    assert claim_run_folder("runs", "ppo", "runs/old").path == tmp_path / "runs" / "old"
 
 
 def _run(path: Path, checkpoint: int | None = None, status: str | None = None) -> Path:
     path.mkdir(parents=True)
+    (path / "config.yaml").write_text("runtime: {}\n")
     if checkpoint:
         with CheckpointStore(path / "checkpoints").write(RunState(episode=checkpoint), {}):
             pass
@@ -98,6 +100,12 @@ def test_a_checkpoint_belongs_to_its_run(tmp_path: Path) -> None:
 def test_a_path_that_is_nothing(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"runtime\.resume: .*nothing is neither a run folder nor a checkpoint"):
         claim_run_folder(str(tmp_path), "ppo", str(tmp_path / "nothing"))
+
+
+def test_a_folder_that_is_no_run_is_not_written_into(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(CheckpointError, match="photos is neither a run folder nor a checkpoint"):
+        claim_run_folder(str(tmp_path), "ppo", str(tmp_path / "photos"))
 
 
 def _write_rows(path: Path, *episodes: int, end: str = "") -> None:

@@ -215,6 +215,44 @@ def test_calling_a_step_uses_trained_weights(tmp_path: Path) -> None:
     assert first["action"].equal(second["action"])
 
 
+class Chooser(BaseModule):
+    """Takes two batches, and logs from its hooks."""
+
+    def before_episode(self) -> None:
+        self.log("begun", 2.0, "sum")
+
+    def after_episode(self) -> None:
+        self.log("ended", 3.0, "sum")
+
+    def forward_step(self, data: dict[str, Any]) -> dict[str, Any]:
+        return data
+
+    @chatlearn.step
+    def longer(self, first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+        return {"longer": [max(a, b, key=len) for a, b in zip(first["text"], second["text"], strict=True)]}
+
+
+def test_calling_a_step_with_several_batches(tmp_path: Path) -> None:
+    """Separate for a step with two data parameters, merged for a step with one."""
+    chooser = Chooser("chooser")
+    chatlearn.init(toys.settings(tmp_path))
+    engine = Engine(Environment(lambda batch: chooser.longer(batch, batch))).set_dataset(["a"])
+    a, b = {"text": ["a", "bbb"]}, {"text": ["aa", "b"]}
+    assert engine.call(chooser.longer, a, b) == {"longer": ["aa", "bbb"]}
+    assert engine.call(chooser.forward_step, {"x": [1], "y": [1]}, {"y": [2]}) == {"x": [1], "y": [2]}
+    with pytest.raises(EngineError, match=r"chooser\.longer takes first, second, but 1 batches are given"):
+        engine.call(chooser.longer, a)
+
+
+def test_hooks_can_log(tmp_path: Path) -> None:
+    """An episode's row has what was logged before and after it."""
+    chooser = Chooser("chooser")
+    chatlearn.init(toys.settings(tmp_path, num_episode=2))
+    Engine(Environment(lambda batch: chooser.forward_step(batch))).set_dataset(["a"]).learn()
+    rows = toys.rows_of(tmp_path / "toy")
+    assert [(row["chooser/begun"], row["chooser/ended"]) for row in rows] == [(2.0, 3.0), (2.0, 3.0)]
+
+
 @pytest.mark.parametrize("stranger", [toys.Policy("other").forward_step, len, toys.Policy.forward_step])
 def test_calling_what_is_no_step_of_the_engine(stranger: Any, tmp_path: Path) -> None:
     chatlearn.init(toys.settings(tmp_path))

@@ -1,4 +1,4 @@
-"""The contract of a cluster, over every implementation. What a step gets and may return is in test_worker.py.
+"""The contract of a cluster, over every implementation. What a step gets and may return: test_step_*.py.
 
 Not covered: ``max_concurrency`` and results that stream per sample, which no cluster has yet.
 """

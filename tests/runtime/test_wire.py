@@ -201,7 +201,7 @@ def test_bfloat16_travels_as_its_two_bytes():
 @pytest.mark.parametrize(
     "value",
     [double, Point, Plain, Plain.method, SampleIds, math.sqrt, len, dict, collections.OrderedDict, torch.nn.Linear],
-    ids=repr,
+    ids=lambda value: value.__qualname__,
 )
 def test_functions_and_classes_travel_by_import_path(value):
     data = encode({"f": value})

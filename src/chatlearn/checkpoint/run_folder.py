@@ -105,11 +105,11 @@ def _runs(parent: Path, name: str) -> list[Path]:
 def _given(path: Path) -> RunFolder:
     if (path / "run.json").is_file():
         return RunFolder(path.parent.parent, path, note=f"Going on from {path}.")
-    if not path.is_dir():
+    if not (path / "config.yaml").is_file():
         raise CheckpointError(
             f"runtime.resume: {path} is neither a run folder nor a checkpoint. Give the folder of a run (it holds "
             "config.yaml), one of its "
-            f"checkpoints/episode-…, or `auto`."
+            "checkpoints/episode-…, or `auto`."
         )
     return _continued(path)
 

@@ -150,7 +150,9 @@ class RuntimeConfig(Section):
     )
     output_dir: str = Field(default="runs", description="Folder in which each run gets a folder of its own.")
     exp_name: str = Field(default="chatlearn", description="Name of the run's folder under `output_dir`: no path.")
-    log_interval: int = Field(default=1, ge=1, description="Log metrics after every so many episodes.")
+    log_interval: int = Field(
+        default=1, ge=1, description="Print a line after every so many episodes; metrics are written after each."
+    )
     log_samples: int | Literal["all"] = Field(
         default=16,
         description="Samples of each episode that are written to the run folder: a number >= 0, or `all`.",

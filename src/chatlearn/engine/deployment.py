@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from chatlearn.config.schema import Config, ModelConfig
+from chatlearn.errors import EngineError
 from chatlearn.flow.graph import Node
 from chatlearn.flow.signature import step_signature
 from chatlearn.modules.base import BaseModule, describe
@@ -66,13 +67,11 @@ class Deployment:
         return self.config.model(name).generation_batch_size or self.config.runtime.generation_batch_size
 
     def hook(self, method: str, *place: Any) -> None:
-        """Runs a method of the life cycle on every replica whose class has it."""
-        self._wait(
-            self.cluster.call(handle, "hook", method, *place)
-            for name, module in self._modules.items()
-            if callable(getattr(type(module), method, None))
-            for handle in self._replicas[name]
-        )
+        """Runs a method of the life cycle on every replica whose class has it; what they log counts like a step's."""
+        having = [name for name, module in self._modules.items() if callable(getattr(type(module), method, None))]
+        handles = [handle for name in having for handle in self._replicas[name]]
+        self._wait(self.cluster.call(handle, "hook", method, *place) for handle in handles)
+        self._pending += [(self.cluster.call(handle, "take_metrics"), "") for handle in handles]
 
     def apply(self, name: str, function: Callable[..., Any], *args: Any) -> list[Any]:
         """``function(module, *args)`` beside each replica of a module; all results."""
@@ -145,10 +144,16 @@ class Deployment:
         self._pending.append((metrics, "eval/" if phase == "eval" else ""))
         return output
 
-    def call_step(self, module: BaseModule, step: str, data: Batch) -> Batch | None:
-        """Runs one step on a batch of the driver and returns its output; what it logs is dropped."""
-        ids = SampleIds(tuple(range(num_rows(data))), tuple(range(num_rows(data))))
-        function = module._step_functions[step]
+    def call_step(self, module: BaseModule, step: str, data: Sequence[Batch]) -> Batch | None:
+        """Runs one step on batches of the driver and returns its output; what it logs is dropped."""
+        signature = step_signature(module._step_functions[step])
+        names = [f"*{i}" for i in range(len(data))] if signature.variadic else signature.data
+        parts = [tuple(data)] if signature.merges else [(batch,) for batch in data]
+        if len(parts) != len(names):
+            raise EngineError(
+                f"engine.call: {module.name}.{step} takes {', '.join(names)}, but {len(data)} batches are given."
+            )
+        ids = SampleIds(tuple(range(num_rows(data[0]))), tuple(range(num_rows(data[0]))))
         call = StepCall(
             step=step,
             phase="call",
@@ -165,7 +170,7 @@ class Deployment:
             micro_batch_size=self.config.runtime.train_micro_batch_size if step == "train_step" else None,
             place="engine.call",
         )
-        inputs = {step_signature(function).data[0]: ((Rows((data,)),),)}
+        inputs = {name: ((Rows(batches),),) for name, batches in zip(names, parts, strict=True)}
         output, _ = self.cluster.call_pair(self._replicas[module.name][0], "run", call, inputs)
         return self.cluster.get(output)
 

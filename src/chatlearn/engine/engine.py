@@ -166,9 +166,10 @@ class Engine:
         with preserved_globals():
             return evaluator.evaluate(self._deployed, "evaluation")
 
-    def call(self, step: Callable[..., Any], data: Batch) -> Batch | None:
-        """Runs one step of a module of this engine on a batch, as in ``engine.call(policy.forward_step, {"prompt":
-        […]})``.
+    def call(self, step: Callable[..., Any], *data: Batch) -> Batch | None:
+        """Runs one step of a module of this engine, as in ``engine.call(policy.forward_step, {"prompt": […]})``.
+
+        Several batches are merged into one dict, or passed separately, as in a flow.
 
         Raises:
             EngineError: ``step`` is no step of one of the engine's modules.
@@ -176,7 +177,7 @@ class Engine:
         """
         module = getattr(step, "__self__", None)
         name = next((n for n in getattr(module, "_step_functions", ()) if getattr(module, n) == step), None)
-        if module is None or name is None or self._modules.get(module.name) is not module:
+        if not data or module is None or name is None or self._modules.get(module.name) is not module:
             raise EngineError(
                 "engine.call takes a step of a module of its flows, as in engine.call(policy.forward_step, data)."
             )
@@ -210,8 +211,7 @@ class Engine:
             raise EngineError("The engine has no run yet; it begins with learn().")
         return self._run
 
-    # -- the parts of an episode
-    # -------------------------------------------------------------------------------------------------
+    # -- the parts of an episode --
 
     def _make_experience(self, run: Run) -> StreamDataset:
         runtime, episode = run.config.runtime, run.state.episode
@@ -256,8 +256,7 @@ class Engine:
         interval = run.config.runtime.eval_episode_interval
         return not self._trains_or_samples or bool(interval and run.state.episode % interval == 0)
 
-    # -- starting and ending
-    # ------------------------------------------------------------------------------------------------------
+    # -- starting and ending --
 
     @property
     def _trains_or_samples(self) -> bool:
@@ -323,8 +322,12 @@ class Engine:
         deployment = Deployment(self._settled, self._modules)
         for module in self._modules.values():
             take_ownership(module)
-        with preserved_globals():
-            deployment.start()
+        try:
+            with preserved_globals():
+                deployment.start()
+        except BaseException:
+            deployment.stop()
+            raise
         self._deployment = deployment
         for note in notes:
             print(f"note: {note}")
@@ -336,6 +339,7 @@ class Engine:
         run = self._run = Run(self._settled, folder, trained, [destination.name for _, destination in self._pairs])
         with preserved_globals(), _sigterm_raises():
             try:
+                run.write_config()
                 self._deploy()
                 run.open(self._deployed, self._num_episodes)
                 self._syncs = open_syncs(self._deployed, self._pairs, run.note)

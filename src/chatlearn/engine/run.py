@@ -59,6 +59,10 @@ class Run:
         """The run's folder."""
         return self._folder.path
 
+    def write_config(self) -> None:
+        """Writes ``config.yaml``, which makes the folder that of a run."""
+        (self.path / "config.yaml").write_text(self.config.to_yaml(), encoding="utf-8")
+
     def open(self, deployment: Deployment, num_episodes: int) -> None:
         """Restores the counters and modules of the checkpoint, if there is one, and opens the files."""
         for name in deployment.names:
@@ -68,14 +72,12 @@ class Run:
             self._store.point_to(self._folder.checkpoint.name)  # an older one, perhaps: what came after it is replaced
             for name in content["modules"]:
                 deployment.apply(name, load_module, str(self._folder.checkpoint), self.state.episode)
-        (self.path / "config.yaml").write_text(self.config.to_yaml(), encoding="utf-8")
         self.write_result(status="running")  # whatever an earlier part of the run ended with
         discard_rows(self.path / "metrics.jsonl", self.state.episode)
         self._sinks = open_sinks(self.path, self.state.episode + 1)
         runtime = self.config.runtime
         self._progress = Progress(runtime.exp_name, num_episodes, self.state.episode, runtime.log_interval)
-        if self._folder.note:
-            self.note(self._folder.note)
+        self.note(self._folder.note or f"This run writes to {self.path}.")
 
     def note(self, text: str) -> None:
         """Tells the user something, once."""
@@ -158,7 +160,7 @@ class Run:
         self.close()
         self.write_result(status=status)
         print(
-            f"The run is {status} after {self.state.episode} complete episodes. Go on with: runtime.resume={self.path}",
+            f"Run {status} after {self.state.episode} complete episodes. Go on with: runtime.resume={self.path}",
             flush=True,
         )
 

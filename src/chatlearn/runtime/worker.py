@@ -135,6 +135,10 @@ class Worker:
         self._enter(name, *place)
         return self._run(name, " ".join(map(str, place)), function)
 
+    def take_metrics(self) -> Metrics:
+        """What hooks have logged since the last call."""
+        return self._take_metrics(1)
+
     def apply(self, function: Callable[..., Any], *args: Any) -> Any:
         """Calls ``function(module, *args)`` here."""
         return function(self.module, *args)

@@ -77,4 +77,6 @@ def checksum(tensors: list[torch.Tensor]) -> int:
 
 def _weights(module: Any) -> dict[str, torch.Tensor]:
     model = getattr(module, "model", None)
-    return dict(model.state_dict()) if isinstance(model, torch.nn.Module) else {}
+    if not isinstance(model, torch.nn.Module):
+        return {}
+    return {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}

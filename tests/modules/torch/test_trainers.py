@@ -11,6 +11,7 @@ import torch
 from tiny_models import Row, build, lay_out, logged, plain_logprobs, plain_model, random_rows
 
 from chatlearn.data.collate import select
+from chatlearn.errors import ConfigError
 from chatlearn.modules.torch import PolicyTrainer, SFTTrainer, ValueTrainer
 from chatlearn.modules.torch.optimization import learning_rate, minibatches, num_train_steps
 from chatlearn.types import Batch
@@ -394,3 +395,12 @@ def test_inputs_stay_as_they_are(llama: str, cls: type) -> None:
     for batch, kept in zip(data, copies, strict=True):
         assert batch.keys() == kept.keys()
         assert all(torch.equal(batch[key], kept[key]) for key in kept)
+
+
+@pytest.mark.parametrize("cls", [PolicyTrainer, ValueTrainer, SFTTrainer])
+def test_more_minibatches_than_micro_batches_are_refused(llama: str, cls: type) -> None:
+    """8 samples in micro-batches of 4 are two minibatches at most."""
+    runtime = {"train_global_batch_size": 8, "train_micro_batch_size": 4}
+    build(cls, model_path=llama, learning_rate=0.1, num_minibatches=2, runtime=runtime)
+    with pytest.raises(ConfigError, match=r"models\.module\.args\.num_minibatches is 3, but a global batch has 2"):
+        build(cls, model_path=llama, learning_rate=0.1, num_minibatches=3, runtime=runtime)

@@ -92,8 +92,9 @@ def make_folder(folder: Path, kind: str) -> str:
 def build(cls: type[M], *arguments: Any, runtime: dict[str, Any] | None = None, seed: int = 0, **args: Any) -> M:
     """A module as a worker has it, after ``setup()``; keywords are its ``models.<name>.args``."""
     module = cls("module", *arguments)
+    runtime = {"train_micro_batch_size": 1, "train_global_batch_size": 8, **(runtime or {})}
     module.__dict__["_context"] = ModuleContext(
-        model_args=cls.Args(**args) if cls.Args else args, runtime_args=RuntimeConfig(**(runtime or {})), seed=seed
+        model_args=cls.Args(**args) if cls.Args else args, runtime_args=RuntimeConfig(**runtime), seed=seed
     )
     torch.manual_seed(0)
     module.setup()

@@ -116,11 +116,11 @@ def test_ctrl_c_in_the_middle_and_resume_give_the_same_run(demo, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("override", ["models.policy.num_replica=3", "runtime_env.isolate=true"])
-def test_replicas_and_isolation_change_no_bit(demo, tmp_path, override):
+def test_replicas_and_isolation_change_no_bit(demo, tmp_path):
+    """Each by itself is tested with small modules in tests/engine."""
     whole, _ = demo
     model = f"models.policy.args.model_path={whole}/warm_start/policy"
-    done = finished(command(tmp_path, model, override))
+    done = finished(command(tmp_path, model, "models.policy.num_replica=3", "runtime_env.isolate=true"))
     assert done.returncode == 0, done.stderr
     assert rows(tmp_path / "ppo") == rows(whole)
 

@@ -49,9 +49,10 @@ def build(task: TaskSplits) -> tuple[RLHFEngine, Evaluator]:
 def run(config: Config) -> None:
     """The whole demo; see the package's text."""
     folder = claim_run_folder(config.runtime.output_dir, config.runtime.exp_name, config.runtime.resume)
-    print(folder.note or f"This run writes to {folder.path}.")
     if folder.finished:
+        print(folder.note)
         return
+    (folder.path / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")  # a run from here on, to resume
     task = load_splits()
     model_path = _own_model(config) or str(run_warm_start(config, folder.path, task.training))
     init(ppo_config(config, model_path, resume=str(folder.checkpoint or folder.path)))
@@ -129,11 +130,12 @@ def _conclude(engine: Engine, before: Evaluation, after: Evaluation) -> None:
     }
     console.print(f"\nEverything lies in {run.path}:", soft_wrap=True)
     for what, where in lines.items():
-        console.print(f"  {where:<28} {what}")
+        console.print(f"  {where:<28} {what}", highlight=False)
     console.print(
         "\nWhat to try next:\n"
-        "  chatlearn run ppo runtime.seed=1                             another seed\n"
-        "  chatlearn run ppo models.reward.args.kl_coef=0.05            a stronger pull to the reference\n"
-        "  chatlearn check ppo                                          the flows of this recipe\n"
-        "  docs/quickstart.md                                           your own program in 40 lines"
+        "  make demo ARGS='runtime.seed=1'    another seed; any key can be set like this\n"
+        "  .venv/bin/chatlearn check ppo      the flows of this recipe\n"
+        "  README.md                          a program of your own\n"
+        "  docs/demo.md                       what these figures show, and what they don't",
+        highlight=False,
     )

@@ -7,6 +7,7 @@ The words, questions and scores are reasoning-gym's (``spell_backward``). Sample
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -216,17 +217,24 @@ def _distinct_words(entries: Any, num_samples: int, taken: set[str]) -> list[Sam
     return samples
 
 
-def reward(prompts: list[str], completions: list[str], entry: list[dict[str, Any]]) -> list[float | None]:
-    """The library's own score of each answer, in 0 to 1: the share of letters that are right, 1 for an exact match."""
-    return _scorer()(prompts, completions, entry)
+def reward(
+    prompts: list[str], completions: list[str], entry: list[dict[str, Any]], finished: Sequence[bool]
+) -> list[float | None]:
+    """The library's own score of each answer, in 0 to 1: the share of letters that are right, 1 for an exact match.
+
+    An answer that was cut off at the length limit gets 0.
+    """
+    return _scorer()(prompts, completions, entry, finished)
 
 
-def shuffled_reward(prompts: list[str], completions: list[str], entry: list[dict[str, Any]]) -> list[float | None]:
+def shuffled_reward(
+    prompts: list[str], completions: list[str], entry: list[dict[str, Any]], finished: Sequence[bool]
+) -> list[float | None]:
     """The same scores, dealt to the wrong samples: a control, with which nothing can be learned.
 
     The mean over a batch is that of :func:`reward`, so the accuracy of an evaluation is still right.
     """
-    scores = reward(prompts, completions, entry)
+    scores = reward(prompts, completions, entry, finished)
     random.shuffle(scores)  # chatlearn seeds the global generator before each step
     return scores
 
