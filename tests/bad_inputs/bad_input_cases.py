@@ -10,12 +10,7 @@ from typing import Any
 import pytest
 import toys
 
-from chatlearn import (
-    BaseModule,
-    ChatLearnError,
-    Engine,
-    Environment,
-)
+from chatlearn import BaseModule, ChatLearnError, Engine, Environment
 
 
 class Echo(BaseModule):

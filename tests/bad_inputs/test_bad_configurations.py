@@ -13,9 +13,7 @@ import toys
 from bad_input_cases import Echo, engine_of, refused
 
 import chatlearn
-from chatlearn import (
-    ConfigError,
-)
+from chatlearn import ConfigError
 
 
 def test_mistyped_keys_all_at_once(tmp_path: Path) -> None:

@@ -10,13 +10,7 @@ import pytest
 import torch
 from bad_input_cases import Echo, engine_of, fails, refused
 
-from chatlearn import (
-    DataError,
-    Engine,
-    EngineError,
-    Evaluator,
-    Trainer,
-)
+from chatlearn import DataError, Engine, EngineError, Evaluator, Trainer
 
 
 def test_a_missing_data_set(tmp_path: Path) -> None:

@@ -10,15 +10,7 @@ import pytest
 import toys
 from bad_input_cases import Echo, engine_of, here, refused
 
-from chatlearn import (
-    Engine,
-    Environment,
-    Evaluator,
-    FlowError,
-    MissingStepError,
-    ModuleError,
-    Trainer,
-)
+from chatlearn import Engine, Environment, Evaluator, FlowError, MissingStepError, ModuleError, Trainer
 
 
 def test_a_flow_that_branches_on_data() -> None:
@@ -53,13 +45,8 @@ def test_training_outside_of_a_trainer(executor: Any) -> None:
 
 
 def test_two_modules_of_one_name(tmp_path: Path) -> None:
-    words = (
-        "two modules are called 'policy'",
-        "Echo and Policy",
-        "models.<name>",
-        "rename one",
-        f"{inspect.getsourcefile(engine_of)}:",
-    )
+    source = inspect.getsourcefile(engine_of)
+    words = ("two modules are called 'policy'", "Echo and Policy", "models.<name>", "rename one", f"{source}:")
     refused(engine_of(Echo("policy"), toys.Policy("policy")), ModuleError, *words, folder=tmp_path)
 
 

@@ -11,11 +11,7 @@ import torch
 import toys
 from bad_input_cases import Echo, engine_of, fails
 
-from chatlearn import (
-    Engine,
-    Environment,
-    StepError,
-)
+from chatlearn import Engine, Environment, StepError
 
 
 def _returning(value: Any) -> Engine:

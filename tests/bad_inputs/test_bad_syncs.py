@@ -9,13 +9,7 @@ import torch
 import toys
 from bad_input_cases import Echo, engine_of, fails, refused
 
-from chatlearn import (
-    Engine,
-    Environment,
-    FlowError,
-    SyncError,
-    Trainer,
-)
+from chatlearn import Engine, Environment, FlowError, SyncError, Trainer
 
 
 class Linear(Echo):

@@ -11,14 +11,7 @@ import toys
 from bad_input_cases import Echo, engine_of, fails
 
 import chatlearn
-from chatlearn import (
-    BaseModule,
-    Engine,
-    Environment,
-    Evaluator,
-    StepError,
-    Trainer,
-)
+from chatlearn import BaseModule, Engine, Environment, Evaluator, StepError, Trainer
 
 
 class MineError(Exception):

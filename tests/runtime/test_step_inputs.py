@@ -5,16 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from runtime_cases import (
-    Copying,
-    Echo,
-    Returning,
-    Trainee,
-    apply,
-    run,
-    run_both,
-    spawn,
-)
+from runtime_cases import Copying, Echo, Returning, Trainee, apply, run, run_both, spawn
 
 from chatlearn import BaseModule, step
 from chatlearn.errors import StepError

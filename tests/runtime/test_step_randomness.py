@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from runtime_cases import (
-    Rolling,
-    apply,
-    run,
-    spawn,
-)
+from runtime_cases import Rolling, apply, run, spawn
 
 from chatlearn import BaseModule
 

@@ -7,13 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from runtime_cases import (
-    Returning,
-    apply,
-    run,
-    run_both,
-    spawn,
-)
+from runtime_cases import Returning, apply, run, run_both, spawn
 
 from chatlearn import BaseModule
 from chatlearn.errors import StepError

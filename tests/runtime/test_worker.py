@@ -4,14 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from runtime_cases import (
-    Counter,
-    Echo,
-    Failing,
-    apply,
-    settings,
-    spawn,
-)
+from runtime_cases import Counter, Echo, Failing, apply, settings, spawn
 
 from chatlearn import BaseModule
 from chatlearn.errors import DataError, ModuleError
