@@ -155,7 +155,7 @@ def test_a_run_folder_is_never_overwritten(tmp_path: Path, capsys: pytest.Captur
     first = {path: path.read_bytes() for path in (tmp_path / "toy").rglob("*") if path.is_file()}
     capsys.readouterr()
     _learned(tmp_path, seed=3)
-    assert f"{tmp_path / 'toy'} is taken; this run writes to {tmp_path / 'toy-2'}" in capsys.readouterr().out
+    assert f"{tmp_path / 'toy'} is taken. This run writes to {tmp_path / 'toy-2'}" in capsys.readouterr().out
     _learned(tmp_path, seed=4)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["toy", "toy-2", "toy-3"]
     assert {path: path.read_bytes() for path in (tmp_path / "toy").rglob("*") if path.is_file()} == first

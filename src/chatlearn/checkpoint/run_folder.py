@@ -87,7 +87,8 @@ def _new(parent: Path, name: str) -> RunFolder:
         except FileExistsError:
             number += 1
             continue
-        note = "" if number == 1 else f"{parent / name} is taken; this run writes to {path}."
+        taken = f"{parent / name} is taken. " if number > 1 else ""
+        note = f"{taken}This run writes to {path}."
         return RunFolder(path, note=note)
 
 

@@ -77,7 +77,8 @@ class Run:
         self._sinks = open_sinks(self.path, self.state.episode + 1)
         runtime = self.config.runtime
         self._progress = Progress(runtime.exp_name, num_episodes, self.state.episode, runtime.log_interval)
-        self.note(self._folder.note or f"This run writes to {self.path}.")
+        if self._folder.note:
+            self.note(self._folder.note)
 
     def note(self, text: str) -> None:
         """Tells the user something, once."""

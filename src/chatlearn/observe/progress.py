@@ -85,17 +85,14 @@ class Progress:
         return f"{self._title}  episode {episode}/{self._total}  {figures}  {self._left(episode)}"
 
     def _panel(self, episode: int, row: Mapping[str, Any]) -> Any:
+        """Two lines: how far the run is, and its figures."""
+        from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table
+        from rich.text import Text
 
-        table = Table.grid(padding=(0, 2))
-        figures = [f"[dim]{name}[/] [bold]{value}[/]" for name, value in self._figures(row).items()]
-        bar = ProgressBar(total=self._total, completed=episode, width=24)
-        table.add_row(f"[bold]{self._title}[/]", bar, f"{episode}/{self._total}", *figures, self._left(episode))
-        return table
-
-
-def _debugging() -> bool:
-    """Whether a debugger follows the program: by a trace function, or (from Python 3.12 on) by ``sys.monitoring``."""
-    monitoring = getattr(sys, "monitoring", None)
-    return sys.gettrace() is not None or bool(monitoring and monitoring.get_tool(monitoring.DEBUGGER_ID))
+        course = Table.grid(padding=(0, 2))
+        bar = ProgressBar(total=self._total, completed=episode, width=30)
+        course.add_row(Text(self._title, "bold"), bar, f"{episode}/{self._total}", self._left(episode))
+        figures = [part for name, value in self._figures(row).items() for part in ((f"{name} ", "dim"), f"{value}  ")]
+        return Group(course, Text.assemble("  ", *figures))

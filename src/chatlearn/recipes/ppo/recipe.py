@@ -49,8 +49,9 @@ def build(task: TaskSplits) -> tuple[RLHFEngine, Evaluator]:
 def run(config: Config) -> None:
     """The whole demo; see the package's text."""
     folder = claim_run_folder(config.runtime.output_dir, config.runtime.exp_name, config.runtime.resume)
+    if folder.checkpoint is None:  # else the engine says where it goes on
+        print(folder.note, flush=True)
     if folder.finished:
-        print(folder.note)
         return
     (folder.path / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")  # a run from here on, to resume
     task = load_splits()
@@ -136,6 +137,6 @@ def _conclude(engine: Engine, before: Evaluation, after: Evaluation) -> None:
         "  make demo ARGS='runtime.seed=1'    another seed; any key can be set like this\n"
         "  .venv/bin/chatlearn check ppo      the flows of this recipe\n"
         "  README.md                          a program of your own\n"
-        "  docs/demo.md                       what these figures show, and what they don't",
+        "  docs/demo.md                       what these figures show",
         highlight=False,
     )
