@@ -96,3 +96,9 @@ class Progress:
         course.add_row(Text(self._title, "bold"), bar, f"{episode}/{self._total}", self._left(episode))
         figures = [part for name, value in self._figures(row).items() for part in ((f"{name} ", "dim"), f"{value}  ")]
         return Group(course, Text.assemble("  ", *figures))
+
+
+def _debugging() -> bool:
+    """Whether a debugger follows the program: by a trace function, or (from Python 3.12 on) by ``sys.monitoring``."""
+    monitoring = getattr(sys, "monitoring", None)
+    return sys.gettrace() is not None or bool(monitoring and monitoring.get_tool(monitoring.DEBUGGER_ID))
