@@ -20,7 +20,8 @@ def test_folders_are_numbered(tmp_path: Path) -> None:
     parent = tmp_path / "deep" / "runs"
     first, second, third = (claim_run_folder(str(parent), "ppo", "never") for _ in range(3))
     assert _names(parent) == ["ppo", "ppo-2", "ppo-3"]
-    assert (first.note, first.path) == ("", parent / "ppo")
+    assert first.path == parent / "ppo"
+    assert first.note == f"This run writes to {first.path}."
     assert str(parent / "ppo") in second.note
     assert str(third.path) in third.note
 
