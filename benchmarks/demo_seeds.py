@@ -18,6 +18,9 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+NUM_CONTROLS = 3
+"""Runs with shuffled rewards per warm start: one alone drifts either way."""
+
 
 def run_demo(output_dir: Path, name: str, *overrides: str) -> dict:
     """One run; its result.json."""
@@ -47,7 +50,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(arguments.jobs) as pool:
         folder = Path(scratch)
-        print(f"{'warm start':>10} {'seed':>5} {'start':>7} {'final':>7}   held-out accuracy, 256 words", flush=True)
+        print(f"{'warm start':>10} {'seed':>10} {'start':>7} {'final':>7}   held-out accuracy, 256 words", flush=True)
 
         def of_warm_start(warm: int) -> None:
             first = run_demo(
@@ -58,18 +61,16 @@ def main() -> None:
             for seed in arguments.seeds[1:]:
                 show(warm, str(seed), run_demo(folder, f"warm{warm}-seed{seed}", model, f"runtime.seed={seed}"))
             shuffled = "models.reward.args.reward=chatlearn.recipes.ppo.task:shuffled_reward"
-            show(
-                warm,
-                "shuf.",
-                run_demo(folder, f"warm{warm}-shuffled", model, shuffled, f"runtime.seed={arguments.seeds[0]}"),
-            )
+            for seed in arguments.seeds[:NUM_CONTROLS]:
+                name = f"warm{warm}-shuffled{seed}"
+                show(warm, f"{seed} shuffled", run_demo(folder, name, model, shuffled, f"runtime.seed={seed}"))
 
         list(pool.map(of_warm_start, arguments.warm))
 
 
 def show(warm: int, seed: str, result: dict) -> None:
     """One row."""
-    print(f"{warm:>10} {seed:>5} {result['start_accuracy']:>7.3f} {result['final_accuracy']:>7.3f}", flush=True)
+    print(f"{warm:>10} {seed:>10} {result['start_accuracy']:>7.3f} {result['final_accuracy']:>7.3f}", flush=True)
 
 
 if __name__ == "__main__":
