@@ -3,8 +3,8 @@
     python benchmarks/demo_seeds.py [--warm 0 1] [--seeds 0 1 2 3 4] [--jobs 1]
 
 Each run is a process of its own, `chatlearn run ppo`, on one thread. The warm start does not depend on the seed of
-the run, so it is made once for each
-of its seeds. Prints held-out accuracy before and after, from each run's result.json.
+the run, so it is made once for each of its seeds. Prints held-out accuracy before and after, from each run's
+result.json.
 """
 
 from __future__ import annotations

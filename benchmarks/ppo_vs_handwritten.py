@@ -1,10 +1,9 @@
 """CPU-seconds per PPO step through the engine, divided by those of a hand-written loop with the same settings.
 
 Both run the demo's task in this process on one thread, in turn: six models (policy, reference, value, reward, two
-trainers) against three networks and
-plain functions; the same batches of 256 samples, two minibatches, the same KL penalty. The engine's figure includes
-all that a run leaves behind
-(metrics, TensorBoard, samples) and its parameter sync; evaluation, start-up and set-up are left out on both sides.
+trainers) against three networks and plain functions; the same batches of 256 samples, two minibatches, the same KL
+penalty. The engine's figure includes all that a run leaves behind (metrics, TensorBoard, samples) and its parameter
+sync; evaluation, start-up and set-up are left out on both sides.
 
     python benchmarks/ppo_vs_handwritten.py [--alternations 7] [--steps 20] [--model FOLDER]
 

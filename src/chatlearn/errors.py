@@ -2,8 +2,7 @@
 
 Every error that chatlearn raises on purpose is a :class:`ChatLearnError`. Each kind is also the standard type that a
 caller would expect (a bad config is a ``ValueError``, a failed step a ``RuntimeError``), carries nothing but its
-text, and so
-survives pickling.
+text, and so survives pickling.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """What travels between modules: batches, the ids that go beside them, and the names of the token fields.
 
 Shape legend, used as suffixes throughout: ``B`` samples, ``P`` prompt tokens, ``R`` response tokens, ``T = P + R``
-tokens,
-``V`` vocabulary. Every tensor of a batch has the samples in its first dimension.
+tokens, ``V`` vocabulary. Every tensor of a batch has the samples in its first dimension.
 
 Token fields of the ready-made modules:
 

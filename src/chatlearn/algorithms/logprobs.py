@@ -1,8 +1,8 @@
 """Log-probabilities and entropy of next-token distributions, from logits.
 
-Alignment: ``logits_BTV[:, t]`` is the distribution that ``tokens_BT[:, t]`` was drawn from. A causal model's
-output at position t predicts token t + 1, so the caller shifts:
-``token_logprobs(logits[:, :-1], tokens[:, 1:])`` gives those of the tokens ``1 .. T-1``.
+Alignment: ``logits_BTV[:, t]`` is the distribution that ``tokens_BT[:, t]`` was drawn from. A causal model's output
+at position t predicts token t + 1, so the caller shifts: ``token_logprobs(logits[:, :-1], tokens[:, 1:])`` gives
+those of the tokens ``1 .. T-1``.
 
 Both functions work in blocks, forward and backward, and keep nothing for the backward pass but their inputs.
 Beside the logits and their gradient they need a few buffers of 64 MiB at most, where ``log_softmax`` with

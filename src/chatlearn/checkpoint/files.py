@@ -102,8 +102,7 @@ def _to_tree(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
         }
     raise CheckpointError(
         f"{path.strip('/') or 'the state'} is {type(value).__name__}, which a checkpoint can't hold. Let "
-        "state_dict() return tensors, arrays, "
-        f"numbers, strings, and lists, tuples and dicts of these."
+        f"state_dict() return tensors, arrays, numbers, strings, and lists, tuples and dicts of these."
     )
 
 

@@ -109,8 +109,7 @@ def _given(path: Path) -> RunFolder:
     if not (path / "config.yaml").is_file():
         raise CheckpointError(
             f"runtime.resume: {path} is neither a run folder nor a checkpoint. Give the folder of a run (it holds "
-            "config.yaml), one of its "
-            "checkpoints/episode-…, or `auto`."
+            "config.yaml), one of its checkpoints/episode-…, or `auto`."
         )
     return _continued(path)
 

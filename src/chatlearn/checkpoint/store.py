@@ -140,8 +140,7 @@ def load_module(module: Any, folder: str, iteration: int) -> None:
         except Exception as error:
             raise CheckpointError(
                 f"{module.name}: the state in {folder} does not fit what setup() made: {str(error).rstrip('.')}. "
-                "Resume with the model "
-                f"and optimizer of the run that was saved, or start a new run."
+                f"Resume with the model and optimizer of the run that was saved, or start a new run."
             ) from error
     _own_files(module, "load_checkpoint", folder, iteration)
 

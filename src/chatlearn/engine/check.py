@@ -81,8 +81,7 @@ def check_datasets(environment: Environment | None, trainer: Trainer | None, eva
     if environment is not None and trainer is not None and not environment.graph.outputs:
         raise FlowError(
             f"{environment.graph.where}: {environment.graph.name} returns nothing, so the trainer would get nothing. "
-            "Return the values that "
-            f"training needs, such as `return value_out, reward_out`."
+            f"Return the values that training needs, such as `return value_out, reward_out`."
         )
     readers = [
         ("engine.set_dataset(prompts)", environment or trainer),

@@ -14,8 +14,7 @@ class RLHFEngine(Engine):
     """PPO with six models.
 
     The policy samples, reference and value score what it sampled, the reward sees all three; the two trainers get the
-    outputs of value and reward,
-    merged, and their weights go back to policy and value.
+    outputs of value and reward, merged, and their weights go back to policy and value.
 
     Args:
         policy: inference; takes the raw batch and builds the data set.

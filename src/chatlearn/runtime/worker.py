@@ -370,8 +370,7 @@ def _own(data: Any, copied: bool) -> Any:
     """A step's own dicts and lists around shared tensors, arrays as read-only views; ``copied``: all is its own.
 
     What stands in a list for one sample is shared, whatever it is: walking over all entries of all lists in every
-    call would cost more than
-    the step of a small model.
+    call would cost more than the step of a small model.
     """
     if copied:
         return copy.deepcopy(data)

@@ -1,8 +1,7 @@
 """Which slice of which trained tensor goes where in the rollout model.
 
 Both sides describe their weights as global tensors and the blocks of them that each rank holds. The plan is the
-intersection of blocks, so any
-layout on either side is served by the same code.
+intersection of blocks, so any layout on either side is served by the same code.
 """
 
 from __future__ import annotations
@@ -117,8 +116,7 @@ def make_plan(source: str, source_table: Table, destination: str, destination_ta
                 needed = math.prod(wanted.block.sizes)
                 raise SyncError(
                     f"{source} -> {destination}: the ranks of {source} hold {needed - missing} of the {needed} "
-                    f"elements of {name} that rank "
-                    f"{rank} of {destination} needs."
+                    f"elements of {name} that rank {rank} of {destination} needs."
                 )
             transfers += found
     return SyncPlan(source, destination, tuple(transfers))
@@ -166,6 +164,5 @@ def _check_same(
         shown = "\n  ".join(problems[:20]) + (f"\n  … and {len(problems) - 20} more" if len(problems) > 20 else "")
         raise SyncError(
             f"The weights of {source} do not fit {destination} (`self.model` on both sides; parameters and "
-            f"persistent buffers):\n  {shown}\n"
-            f"Build both from the same model folder or configuration."
+            f"persistent buffers):\n  {shown}\nBuild both from the same model folder or configuration."
         )

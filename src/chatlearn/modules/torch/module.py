@@ -16,16 +16,14 @@ class TorchModule(BaseModule):
     """A module whose ``setup()`` puts a :class:`torch.nn.Module` into ``self.model``.
 
     Parameter sync covers ``self.model`` (parameters and persistent buffers); checkpoints cover every attribute with a
-    ``state_dict``, so an
-    optimizer in ``self.optimizer`` and a schedule in ``self.scheduler`` are resumed too.
+    ``state_dict``, so an optimizer in ``self.optimizer`` and a schedule in ``self.scheduler`` are resumed too.
     """
 
     model: torch.nn.Module
 
     def export(self, path: str) -> None:
         """Writes ``self.model`` for use outside: in Hugging Face format with its tokenizer (``self.tokenizer``) where
-        it has
-        ``save_pretrained``, else its state as ``model.safetensors``.
+        it has ``save_pretrained``, else its state as ``model.safetensors``.
 
         Raises:
             ModuleError: there is no ``self.model``.

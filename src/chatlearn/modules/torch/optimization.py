@@ -1,17 +1,20 @@
-"""What the ready-made trainers share: the optimizer, its schedule, minibatches."""
+"""What the ready-made trainers share: the optimizer, its schedule, updates on minibatches."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, Literal, TypeVar
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
+from chatlearn.algorithms.losses import Aggregation, aggregate_count
 from chatlearn.errors import ConfigError
 from chatlearn.modules.torch.huggingface import ModelArgs
+from chatlearn.types import Batch
 
 T = TypeVar("T")
 
@@ -80,29 +83,60 @@ def check_num_minibatches(module: Any) -> None:
             f"models.{module.name}.args.num_minibatches is {num}, but a global batch has {available} micro-batches "
             "(train_global_batch_size "
             f"{runtime.train_global_batch_size} / train_micro_batch_size {runtime.train_micro_batch_size}). Lower "
-            "it, or make "
-            f"train_micro_batch_size smaller."
+            f"it, or make train_micro_batch_size smaller."
         )
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
-    """For all parameter groups."""
-    for group in optimizer.param_groups:
-        group["lr"] = value
-
-
 def minibatches(micro_batches: Sequence[T], num: int) -> Iterator[Sequence[T]]:
-    """``num`` runs of neighbouring micro-batches, as even as they get; fewer where there are not enough
-    micro-batches.
-    """
+    """``num`` runs of neighbouring micro-batches, as even as they get; fewer where there are not enough."""
     num = min(num, len(micro_batches))
     bounds = [round(i * len(micro_batches) / num) for i in range(num + 1)]
     return (micro_batches[start:stop] for start, stop in pairwise(bounds))
 
 
-def update(model: torch.nn.Module, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> torch.Tensor:
-    """One optimizer update from the accumulated gradients, which are cleared; returns their norm before clipping."""
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return norm
+def run_updates(
+    module: Any,
+    data: Sequence[Batch],
+    iteration: int,
+    sums: Callable[[Batch], tuple[Tensor, dict[str, Tensor]]],
+    *,
+    aggregation: Aggregation = "token_mean",
+    loss_name: str = "loss",
+) -> None:
+    """``num_minibatches`` updates on one global batch, each loss normalised over its minibatch.
+
+    Logs the loss, ``grad_norm``, ``learning_rate`` and whatever ``sums`` gives, as means over tokens.
+
+    Args:
+        module: a trainer with ``model``, ``optimizer`` and :class:`TrainArgs`.
+        data: the micro-batches, with ``response_mask``.
+        iteration: number of the global batch; the learning rate depends on it.
+        sums: micro-batch -> its loss before normalisation (0-d), and sums over its tokens of what is logged (0-d).
+        aggregation: how token losses are normalised; see :func:`chatlearn.algorithms.losses.aggregate`.
+        loss_name: the loss's metric.
+    """
+    args = module.model_args
+    rate = learning_rate(args, iteration, num_train_steps(module.runtime_args))
+    for group in module.optimizer.param_groups:
+        group["lr"] = rate
+    module.log("learning_rate", rate, "max")
+    for minibatch in minibatches(data, args.num_minibatches):
+        count = _count(module, minibatch, aggregation)
+        totals: dict[str, Tensor] = {}
+        for batch in minibatch:
+            loss, metrics = sums(batch)
+            (loss / count).backward()
+            for name, value in {loss_name: loss.detach(), **metrics}.items():
+                totals[name] = totals[name] + value if name in totals else value
+        num_tokens = count if aggregation == "token_mean" else _count(module, minibatch, "token_mean")
+        for name, value in totals.items():
+            module.log(name, module.all_reduce(value) / (count if name == loss_name else num_tokens))
+        module.log("grad_norm", torch.nn.utils.clip_grad_norm_(module.model.parameters(), args.max_grad_norm))
+        module.optimizer.step()
+        module.optimizer.zero_grad(set_to_none=True)
+
+
+def _count(module: Any, minibatch: Sequence[Batch], aggregation: Aggregation) -> Tensor:
+    """What the sums over a minibatch are divided by."""
+    counts = [aggregate_count(batch["response_mask"], aggregation) for batch in minibatch]
+    return module.all_reduce(torch.stack(counts).sum()).clamp(min=1).to(module.device)

@@ -20,10 +20,9 @@ class PolicyInference(TorchModule):
     """Samples one response per prompt.
 
     ``forward_step`` takes ``prompt_tokens`` and ``prompt_mask`` (its own data set makes them from text) and adds
-    ``tokens``,
-    ``attention_mask``, ``response_mask``, ``logprobs``, ``response`` and ``finished`` (see :mod:`chatlearn.types`).
-    Logs ``response_length`` and
-    ``entropy`` (the estimate -E[log p] from the sampled tokens, nats per token).
+    ``tokens``, ``attention_mask``, ``response_mask``, ``logprobs``, ``response`` and ``finished`` (see
+    :mod:`chatlearn.types`). Logs ``response_length`` and ``entropy`` (the estimate -E[log p] from the sampled tokens,
+    nats per token).
     """
 
     class Args(ModelArgs):

@@ -10,20 +10,11 @@ from pydantic import Field
 from torch import Tensor
 
 from chatlearn.algorithms.kl import kl_estimate
-from chatlearn.algorithms.losses import Aggregation, aggregate_count, aggregate_sum, policy_loss_per_token
+from chatlearn.algorithms.losses import aggregate_sum, policy_loss_per_token
 from chatlearn.algorithms.masking import masked_whiten
 from chatlearn.modules.torch.huggingface import load_causal_lm, load_tokenizer
 from chatlearn.modules.torch.module import TorchModule
-from chatlearn.modules.torch.optimization import (
-    TrainArgs,
-    check_num_minibatches,
-    learning_rate,
-    make_optimizer,
-    minibatches,
-    num_train_steps,
-    set_learning_rate,
-    update,
-)
+from chatlearn.modules.torch.optimization import TrainArgs, check_num_minibatches, make_optimizer, run_updates
 from chatlearn.modules.torch.scoring import Window, policy_logprobs
 from chatlearn.types import Batch
 
@@ -32,9 +23,8 @@ class PolicyTrainer(TorchModule):
     """Updates the policy with the clipped objective of PPO (Schulman et al. 2017, eq. 7).
 
     Takes ``tokens``, ``attention_mask``, ``response_mask``, ``logprobs`` and ``advantages``; advantages are whitened
-    over the global batch, each
-    loss is normalised over its minibatch, whatever the micro-batches. Logs ``loss``, ``clip_frac``, ``approx_kl``,
-    ``grad_norm``, ``learning_rate``.
+    over the global batch, each loss is normalised over its minibatch, whatever the micro-batches. Logs ``loss``,
+    ``clip_frac``, ``approx_kl``, ``grad_norm``, ``learning_rate``.
     """
 
     class Args(TrainArgs):
@@ -68,32 +58,8 @@ class PolicyTrainer(TorchModule):
     def train_step(self, data: list[Batch], train_info: dict[str, Any]) -> None:
         """``num_minibatches`` updates on one global batch."""
         args = self.model_args
-        rate = learning_rate(args, train_info["iteration"], num_train_steps(self.runtime_args))
-        set_learning_rate(self.optimizer, rate)
-        self.log("learning_rate", rate, "max")
-        for minibatch in minibatches(
-            _with_whitened_advantages(data) if args.whiten_advantages else data, args.num_minibatches
-        ):
-            self._update(minibatch)
-
-    def _update(self, minibatch: Sequence[Batch]) -> None:
-        args = self.model_args
-        count = self._count(minibatch, args.aggregation)
-        totals: dict[str, Tensor] = {}
-        for batch in minibatch:
-            loss, sums = self._sums(batch)
-            (loss / count).backward()
-            for name, value in {"loss": loss.detach(), **sums}.items():
-                totals[name] = totals[name] + value if name in totals else value
-        num_tokens = self._count(minibatch, "token_mean")
-        for name, value in totals.items():
-            self.log(name, self.all_reduce(value) / (count if name == "loss" else num_tokens))
-        self.log("grad_norm", update(self.model, self.optimizer, args.max_grad_norm))
-
-    def _count(self, minibatch: Sequence[Batch], aggregation: Aggregation) -> Tensor:
-        """What the sums over a minibatch are divided by."""
-        counts = [aggregate_count(batch["response_mask"], aggregation) for batch in minibatch]
-        return self.all_reduce(torch.stack(counts).sum()).clamp(min=1).to(self.device)
+        batches = _with_whitened_advantages(data) if args.whiten_advantages else data
+        run_updates(self, batches, train_info["iteration"], self._sums, aggregation=args.aggregation)
 
     def _sums(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a micro-batch before normalisation, and sums over its tokens of what is logged."""

@@ -21,8 +21,7 @@ class TokenizedPrompts:
     """Prompts (strings, or dicts with a key ``prompt`` whose other keys become columns), tokenized.
 
     Batches hold ``prompt`` (list of str), the other columns as lists, ``prompt_tokens`` ``[B, P]`` int64, padded on
-    the left, and
-    ``prompt_mask`` ``[B, P]`` int64.
+    the left, and ``prompt_mask`` ``[B, P]`` int64.
 
     Args:
         prompts: a sequence of str or dict.

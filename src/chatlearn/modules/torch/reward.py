@@ -21,13 +21,10 @@ class RewardInference(BaseModule):
     """Scores responses with a reward function, and where values are there, estimates advantages from the scores.
 
     ``forward_step`` adds ``rewards``; given ``values`` also ``advantages`` and ``returns`` (GAE over per-token
-    rewards: the score on a response's
-    last token, minus ``kl_coef`` times the KL estimate on every token). A sample that the function can't score
-    (``None``) gets reward 0 and an
-    empty ``response_mask``, so that no trainer learns from it. Logs ``reward`` and ``accuracy`` (share of scores of
-    at least
-    ``success_score``) over the samples that were scored, ``finished``, ``kl`` (k1 estimate, nats per token),
-    ``unscorable`` (number of samples).
+    rewards: the score on a response's last token, minus ``kl_coef`` times the KL estimate on every token). A sample
+    that the function can't score (``None``) gets reward 0 and an empty ``response_mask``, so that no trainer learns
+    from it. Logs ``reward`` and ``accuracy`` (share of scores of at least ``success_score``) over the samples that
+    were scored, ``finished``, ``kl`` (k1 estimate, nats per token), ``unscorable`` (number of samples).
 
     Args:
         name: the module's.
@@ -70,8 +67,7 @@ class RewardInference(BaseModule):
         if given is None:
             raise ConfigError(
                 f"{self.name} has no reward function. Pass one to the constructor, RewardInference({self.name!r}, "
-                "reward=fn), or name it: "
-                f"models.{self.name}.args.reward: pkg.mod:function"
+                f"reward=fn), or name it: models.{self.name}.args.reward: pkg.mod:function"
             )
         self._reward = resolve(given)
 

@@ -45,8 +45,7 @@ def sample(
     """Continues left-padded prompts until each has ended or has ``max_new_tokens``.
 
     A token is drawn by inverting the cumulative distribution at a number that belongs to the sample, so what a sample
-    gets does not depend on
-    the noise of its neighbours.
+    gets does not depend on the noise of its neighbours.
 
     Args:
         model: a Hugging Face causal language model.

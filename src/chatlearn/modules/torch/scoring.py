@@ -17,8 +17,7 @@ class Window:
     """The columns ``start`` to ``stop`` of a batch: all response tokens of all rows, and what is needed to score them.
 
     Token t is drawn from the model's output at t - 1, so the inputs are the tokens before ``stop - 1`` and the
-    outputs of the columns
-    ``start - 1`` to ``stop - 1`` are kept.
+    outputs of the columns ``start - 1`` to ``stop - 1`` are kept.
     """
 
     start: int

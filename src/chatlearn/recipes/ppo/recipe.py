@@ -133,8 +133,7 @@ def _conclude(engine: Engine, before: Evaluation, after: Evaluation) -> None:
     for what, where in lines.items():
         console.print(f"  {where:<28} {what}", highlight=False)
     console.print(
-        "\nWhat to try next:\n"
-        "  make demo ARGS='runtime.seed=1'    another seed; any key can be set like this\n"
+        "\nWhat to try next:\n  make demo ARGS='runtime.seed=1'    another seed; any key can be set like this\n"
         "  .venv/bin/chatlearn check ppo      the flows of this recipe\n"
         "  README.md                          a program of your own\n"
         "  docs/demo.md                       what these figures show",
