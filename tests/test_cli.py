@@ -223,3 +223,10 @@ def test_a_programs_exit_code_is_kept(folder: Path) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["run", "program.py"])
     assert caught.value.code == 7
+
+
+def test_checking_a_program_without_an_engine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    program = tmp_path / "empty.py"
+    program.write_text("import chatlearn\nchatlearn.init()\n")
+    assert main(["check", str(program)]) == 1
+    assert "empty.py came to its end without engine.learn(), so there was nothing to check" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from chatlearn.config.load import load_config, parse_command_line
-from chatlearn.errors import ChatLearnError, ConfigError
+from chatlearn.errors import ChatLearnError, ConfigError, EngineError
 from chatlearn.recipes import RECIPES
 
 _EPILOG = """\
@@ -91,8 +91,10 @@ def _check(what: str, rest: list[str]) -> None:
         return
     from chatlearn.engine.engine import checking_only
 
-    with checking_only():
+    with checking_only() as checked:
         _run_script(what, rest)
+    if not checked:
+        raise EngineError(f"{what} came to its end without engine.learn(), so there was nothing to check.")
 
 
 def _recipe(name: str) -> Any:

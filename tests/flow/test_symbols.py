@@ -258,3 +258,25 @@ def test_the_error_names_both_the_read_and_the_use():
         trace(flow)
     assert str(caught.value).startswith(place(flow, "# the use"))
     assert f"read at {place(flow, '# the read')}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda out: out["x"].append(1),
+        lambda out: out["x"].mul_(2),
+        lambda out: out["x"]["y"].update(a=1),
+        lambda out: out["x"].clear(),
+    ],
+    ids=["append", "mul_", "update", "clear"],
+)
+def test_changing_contents_by_a_method_is_an_error_at_once(change):
+    """What the line does would be lost: the flow runs once, on stand-ins."""
+
+    def flow(batch):
+        out = policy.forward_step(batch)
+        change(out)
+        return out
+
+    with pytest.raises(FlowError, match=r"test_symbols\.py:\d+: the flow changes the contents"):
+        trace(flow)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +18,15 @@ from chatlearn.checkpoint.files import load_state, read_json, save_state, sync_t
 from chatlearn.errors import CheckpointError
 
 FORMAT = 1
+
+MAY_CHANGE = frozenset(
+    {
+        *("backend", "isolate", "num_replica", "num_cpu"),
+        *("num_episode", "eval_episode_interval", "save_episode_interval", "resume", "output_dir", "exp_name"),
+        *("log_interval", "log_samples", "export"),
+    }
+)
+"""Keys of the configuration that a resumed run may change: they don't decide what an episode computes."""
 
 
 @dataclass
@@ -97,6 +106,35 @@ def read_run_state(checkpoint: Path) -> tuple[RunState, dict[str, Any]]:
     if content.get("format") != FORMAT:
         raise CheckpointError(f"{checkpoint} has format {content.get('format')!r}; this version reads format {FORMAT}.")
     return RunState(**content["state"]), content
+
+
+def check_same_identity(checkpoint: Path, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Refuses to go on under settings that change the numbers of a run.
+
+    Args:
+        checkpoint: for the error.
+        saved: the configuration that the checkpoint was written under, as plain data.
+        current: the present one.
+
+    Raises:
+        CheckpointError: keys differ other than those of :data:`MAY_CHANGE`; all are listed.
+    """
+    before, now = _flat(saved), _flat(current)
+    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    if refused := [key for key in changed if key.rsplit(".", 1)[-1] not in MAY_CHANGE]:
+        lines = "\n  ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in refused)
+        raise CheckpointError(
+            f"{checkpoint} was written under other settings, so the run would not go on as it began:\n  {lines}\nPut "
+            "them back, or start "
+            f"a new run with runtime.resume=never."
+        )
+
+
+def _flat(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{path}{key}.") if isinstance(value, Mapping) and value else {f"{path}{key}": value}
+    return flat
 
 
 def remember_setup(module: Any, synced: bool) -> None:

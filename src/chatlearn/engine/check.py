@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from chatlearn.config.check import Problem, check_args, check_models, raise_problems
 from chatlearn.config.schema import Config
@@ -34,8 +34,8 @@ def collect_modules(graphs: Iterable[Graph]) -> dict[str, BaseModule]:
     return modules
 
 
-def check_modules(config: Config, modules: Mapping[str, BaseModule]) -> list[str]:
-    """Holds the configuration against the modules of the flows.
+def check_modules(config: Config, modules: Mapping[str, BaseModule], trained: Collection[str]) -> list[str]:
+    """Holds the configuration against the modules of the flows; ``trained`` names those whose ``train_step`` is called.
 
     Returns:
         Notes, such as a configured model that no flow uses.
@@ -47,10 +47,25 @@ def check_modules(config: Config, modules: Mapping[str, BaseModule]) -> list[str
     problems, notes = check_models(config, list(modules))
     for name, module in modules.items():
         problems += check_args(name, type(module).Args, config)
+    problems += check_trained(config, trained)
     raise_problems(problems + check_export(config, modules))
     for name, module in modules.items():
         check_replicable(module, config.model(name).num_replica)
     return notes
+
+
+def check_trained(config: Config, trained: Collection[str]) -> list[Problem]:
+    """A trained module has one replica: another one would never see what the first has learned."""
+    problems = []
+    for name in trained:
+        if (num := config.model(name).num_replica) > 1:
+            key = f"models.{name}.num_replica"
+            message = (
+                f"is {num}, but the trainer's flow trains {name!r}, and one replica never sees what another learns"
+            )
+            fix = "set it to 1; inference modules may have several"
+            problems.append(Problem(config.sources.get(key, ""), key, message, fix))
+    return problems
 
 
 def check_export(config: Config, modules: Mapping[str, BaseModule]) -> list[Problem]:

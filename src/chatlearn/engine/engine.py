@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any
 
 from chatlearn.checkpoint.run_folder import RunFolder, claim_run_folder
-from chatlearn.config.active import get_config
+from chatlearn.config.active import active_generation, get_config, init
 from chatlearn.config.schema import Config
 from chatlearn.data.stream import StreamDataset
 from chatlearn.engine.check import check_datasets, check_modules, check_syncs, collect_modules
@@ -38,18 +38,20 @@ class Interrupted(KeyboardInterrupt, SystemExit):
         SystemExit.__init__(self, code)
 
 
-_only_checking: ContextVar[bool] = ContextVar("only_checking", default=False)
+_only_checking: ContextVar[list[Engine] | None] = ContextVar("only_checking", default=None)
 
 
 @contextmanager
-def checking_only() -> Iterator[None]:
-    """Inside, ``learn()`` checks and prints its flows instead of running (``chatlearn check program.py``).
+def checking_only() -> Iterator[list[Engine]]:
+    """Yields the engines that were checked. Inside, ``learn()`` checks and prints its flows instead of running
+    (``chatlearn check program.py``).
 
     What needs results (``evaluate``, ``call``, ``run``) ends the program.
     """
-    token = _only_checking.set(True)
+    checked: list[Engine] = []
+    token = _only_checking.set(checked)
     try:
-        yield
+        yield checked
     finally:
         _only_checking.reset(token)
 
@@ -70,6 +72,7 @@ class Engine:
         evaluator: Evaluator | None = None,
     ) -> None:
         self.environment, self.trainer, self.evaluator = environment, trainer, evaluator
+        self._take_modules()
         self._prompts: Sequence[Any] | None = None
         self._pairs: list[tuple[BaseModule, BaseModule]] = []
         self._config: Config | None = None
@@ -80,16 +83,19 @@ class Engine:
     def set_environment(self, environment: Environment | None) -> Engine:
         """Replaces the environment."""
         self.environment = environment
+        self._take_modules()
         return self
 
     def set_trainer(self, trainer: Trainer | None) -> Engine:
         """Replaces the trainer."""
         self.trainer = trainer
+        self._take_modules()
         return self
 
     def set_evaluator(self, evaluator: Evaluator | None) -> Engine:
         """Replaces the evaluator."""
         self.evaluator = evaluator
+        self._take_modules()
         return self
 
     def set_dataset(self, prompts: Sequence[Any]) -> Engine:
@@ -115,12 +121,13 @@ class Engine:
                 anything starts.
             Interrupted: Ctrl-C or SIGTERM; everything is closed and the run can be resumed.
         """
-        if _only_checking.get():
+        if _only_checking.get() is not None:
             print(self.check())
             return None
         folder = self._claim_folder()
         if folder.finished:
             print(folder.note)
+            self._run = Run(self._settled, folder, trained=[], synced=[])
             return None
         evaluation = None
         with self._running(folder) as run:
@@ -191,6 +198,8 @@ class Engine:
         Raises:
             ChatLearnError: what is wrong.
         """
+        if (checked := _only_checking.get()) is not None:
+            checked.append(self)
         return "\n\n".join([*(render(executor.graph) for executor in self._executors), *self._checked_notes()])
 
     def stop(self) -> None:
@@ -282,14 +291,22 @@ class Engine:
 
     @property
     def _settled(self) -> Config:
-        """The configuration of this engine: what ``init`` set when the engine first needed it."""
+        """The configuration of this engine: what ``init`` had set when the engine first needed it; else as by
+        ``init()``.
+        """
         if self._config is None:
-            self._config = get_config()
+            self._config = get_config() if active_generation() else init()
         return self._config
+
+    def _take_modules(self) -> None:
+        for executor in self._executors:
+            for module in executor.graph.modules.values():
+                take_ownership(module)
 
     def _checked_notes(self) -> list[str]:
         modules = self._modules
-        notes = check_modules(self._settled, modules)
+        trained = [] if self.trainer is None else [n.module.name for n in self.trainer.graph if n.step == "train_step"]
+        notes = check_modules(self._settled, modules, list(dict.fromkeys(trained)))
         if self._prompts is not None and self.environment is not None:
             self.environment.prompts = self._prompts
         elif self._prompts is not None and self.trainer is not None:
@@ -300,7 +317,7 @@ class Engine:
 
     def _end_of_check(self) -> None:
         """A check starts nothing, so it ends where the program goes on with what only a run can give."""
-        if _only_checking.get():
+        if _only_checking.get() is not None:
             if self._config is None:
                 print(self.check())
             print("The check ends here: the program goes on with results.")
@@ -320,8 +337,6 @@ class Engine:
         self._end_of_check()
         notes = self._checked_notes()
         deployment = Deployment(self._settled, self._modules)
-        for module in self._modules.values():
-            take_ownership(module)
         try:
             with preserved_globals():
                 deployment.start()
@@ -337,6 +352,7 @@ class Engine:
         """Everything open; afterwards files are closed, on whatever way out."""
         trained = [] if self.trainer is None else list(self.trainer.graph.modules)
         run = self._run = Run(self._settled, folder, trained, [destination.name for _, destination in self._pairs])
+        run.check_resume(self._modules)
         with preserved_globals(), _sigterm_raises():
             try:
                 run.write_config()

@@ -57,6 +57,4 @@ class Environment(Executor):
 
 
 def _no_training(node: Node) -> str | None:
-    return (
-        "an environment makes experience; call train_step in the Trainer's flow." if node.step == "train_step" else None
-    )
+    return "train_step belongs into the flow of a Trainer." if node.step == "train_step" else None

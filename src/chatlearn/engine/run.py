@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from chatlearn.checkpoint.run_folder import RunFolder, discard_rows
 from chatlearn.checkpoint.store import (
     CheckpointStore,
     RunState,
+    check_same_identity,
     load_module,
     read_run_state,
     remember_setup,
@@ -58,6 +59,24 @@ class Run:
     def path(self) -> Path:
         """The run's folder."""
         return self._folder.path
+
+    def check_resume(self, names: Iterable[str]) -> None:
+        """Compares the settings with those of the checkpoint to go on from, before anything is written.
+
+        Raises:
+            CheckpointError: they differ in what decides the numbers of the run.
+        """
+        if self._folder.checkpoint is not None:
+            _, content = read_run_state(self._folder.checkpoint)
+            saved = content["config"]
+            common = [name for name in names if name in saved["models"]]
+            saved |= {"models": {name: saved["models"][name] for name in common}}
+            check_same_identity(self._folder.checkpoint, saved, self._settings_of(common))
+
+    def _settings_of(self, names: Iterable[str]) -> dict[str, Any]:
+        """The configuration as plain data, with the whole section of every module, given or not."""
+        models = {name: self.config.model(name).model_dump(mode="json") for name in names}
+        return {**self.config.model_dump(mode="json"), "models": models}
 
     def write_config(self) -> None:
         """Writes ``config.yaml``, which makes the folder that of a run."""
@@ -138,7 +157,8 @@ class Run:
     def save(self, deployment: Deployment) -> None:
         """Writes a checkpoint of the current state."""
         saved: list[str] = []
-        with self._store.write(self.state, {"modules": saved, "config": self.config.model_dump(mode="json")}) as folder:
+        extra = {"modules": saved, "config": self._settings_of(deployment.names)}
+        with self._store.write(self.state, extra) as folder:
             for name in deployment.names:
                 keep = name in self._trained, name in self._synced
                 if deployment.apply_first(name, save_module, str(folder), self.state.episode, *keep):
@@ -181,7 +201,7 @@ class Run:
     def write_result(self, **values: Any) -> None:
         """Adds values to ``result.json``."""
         path = self.path / "result.json"
-        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"policy_path": None}
         known |= {
             "episodes": self.state.episode,
             "seconds": round(time.monotonic() - self._started, 3),

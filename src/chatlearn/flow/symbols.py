@@ -29,6 +29,15 @@ def caller_place() -> str:
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
+_CHANGING_METHODS = frozenset(
+    {
+        *("update", "pop", "popitem", "setdefault", "clear"),
+        *("append", "extend", "insert", "remove", "sort", "reverse"),
+    }
+)
+"""Of dicts and lists; torch's end in an underscore."""
+
+
 class _StandIn:
     """Everything that neither a Symbol nor a Poisoned value can do."""
 
@@ -95,6 +104,12 @@ class _StandIn:
     def __format__(self, spec: str) -> str:
         return repr(self)
 
+    def _change(self, method: str) -> Any:
+        def refuse(*args: object, **kwargs: object) -> NoReturn:
+            self._refuse(f"changes the contents ({method})")
+
+        return refuse
+
     def __copy__(self) -> Any:
         return self
 
@@ -132,14 +147,8 @@ class Symbol(_StandIn):
     def __ior__(self, other: object) -> NoReturn:
         self._refuse("changes the contents (|=)")
 
-    def _change(self, method: str) -> Any:
-        def refuse(*args: object, **kwargs: object) -> NoReturn:
-            self._refuse(f"changes the contents ({method})")
-
-        return refuse
-
     def __getattr__(self, name: str) -> Any:
-        if name in ("update", "pop", "popitem", "setdefault", "clear"):
+        if name in _CHANGING_METHODS:
             return self._change(name)
         return super().__getattr__(name)
 
@@ -161,6 +170,10 @@ class Poisoned(_StandIn):
 
     def _describe(self) -> str:
         return f"{self._origin} (read at {self._where})"
+
+    def __getattr__(self, name: str) -> Any:
+        changes = name in _CHANGING_METHODS or (name.endswith("_") and not name.endswith("__"))
+        return self._change(name) if changes else super().__getattr__(name)
 
     def __repr__(self) -> str:
         return f"<{self._origin}: known only when the flow runs>"

@@ -250,7 +250,9 @@ class BaseModule:
         return {
             name: value
             for name, value in sorted(self.__dict__.items())
-            if callable(getattr(value, "state_dict", None)) and callable(getattr(value, "load_state_dict", None))
+            if not isinstance(value, type)
+            and callable(getattr(value, "state_dict", None))
+            and callable(getattr(value, "load_state_dict", None))
         }
 
     def state_dict(self) -> dict[str, Any]:

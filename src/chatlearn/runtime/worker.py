@@ -174,7 +174,10 @@ class Worker:
         self._enter(call.phase, call.step, call.occurrence, call.index)
         context = self.module._context
         context.seed, context.ids, context.metrics = seed, call.ids, []
-        data = {name: _gather(values, call.micro_batch_size) for name, values in inputs.items()}
+        try:
+            data = {name: _gather(values, call.micro_batch_size) for name, values in inputs.items()}
+        except DataError as error:
+            raise DataError(f"the input of {self}.{call.step} ({call.place}) can't be put together: {error}") from None
         if call.micro_batch_size is None or call.step == "train_step":
             parameters = signature.run_parameters(self._run_parameters(call))
             output = self._step(call, function, {**data, **call.constants, **parameters}, data)
@@ -316,6 +319,10 @@ def normalise(batch: Batch, rows: int | None = None, path: str = "") -> Batch:
             rows = num_rows(value) if rows is None and value else rows
             continue
         if isinstance(value, torch.Tensor):
+            if value.layout != torch.strided:
+                raise DataError(
+                    f"{name!r} is a tensor of layout {value.layout}; only dense ones travel. Return {name}.to_dense()."
+                )
             value = _normal_tensor(value)
         elif isinstance(value, np.ndarray):
             value = np.ascontiguousarray(value) if value.ndim else value

@@ -21,6 +21,7 @@ from tiny_models import (
     rows_of,
 )
 
+from chatlearn.data.collate import Samples
 from chatlearn.modules.torch import PolicyInference
 
 
@@ -177,3 +178,14 @@ def test_frequencies_are_the_probabilities(llama: str, temperature: float) -> No
         assert degrees >= 4
         # mean and variance of chi-square are its degrees of freedom and twice these; five deviations
         assert statistic < degrees + 5 * (2 * degrees) ** 0.5
+
+
+def test_raw_prompts_are_tokenized_on_the_way(llama: str) -> None:
+    """A batch that another module's data set made has text only; it gives what the policy's own data set gives."""
+    module = build(PolicyInference, model_path=llama, max_new_tokens=4)
+    own = module.build_dataset(["a b", "c"])
+    prepared = own.collate_fn(Samples([own[0], own[1]]))
+    ours, theirs = (call(module, "forward_step", data) for data in ({"prompt": ["a b", "c"]}, prepared))
+    assert ours.keys() == theirs.keys()
+    assert torch.equal(ours["tokens"], theirs["tokens"])
+    assert torch.equal(ours["logprobs"], theirs["logprobs"])

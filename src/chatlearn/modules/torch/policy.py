@@ -10,7 +10,7 @@ from pydantic import Field
 
 from chatlearn.modules.torch.huggingface import ModelArgs, load_causal_lm, load_tokenizer
 from chatlearn.modules.torch.module import TorchModule
-from chatlearn.modules.torch.prompts import TokenizedPrompts
+from chatlearn.modules.torch.prompts import TokenizedPrompts, contexts, padded_prompts
 from chatlearn.modules.torch.sampling import sample
 from chatlearn.modules.torch.scoring import Window, policy_logprobs
 from chatlearn.types import Batch
@@ -19,8 +19,8 @@ from chatlearn.types import Batch
 class PolicyInference(TorchModule):
     """Samples one response per prompt.
 
-    ``forward_step`` takes ``prompt_tokens`` and ``prompt_mask`` (its own data set makes them from text) and adds
-    ``tokens``, ``attention_mask``, ``response_mask``, ``logprobs``, ``response`` and ``finished`` (see
+    ``forward_step`` takes ``prompt`` (the data set that it builds has tokenized it already) and adds ``tokens``,
+    ``attention_mask``, ``response_mask``, ``logprobs``, ``response`` and ``finished`` (see
     :mod:`chatlearn.types`). Logs ``response_length`` and ``entropy`` (the estimate -E[log p] from the sampled tokens,
     nats per token).
     """
@@ -34,7 +34,7 @@ class PolicyInference(TorchModule):
         temperature: float = Field(1.0, gt=0, description="of sampling; trainers and reference need the same")
 
     thread_safe = True
-    reads = frozenset({"prompt_tokens", "prompt_mask"})
+    reads = frozenset({"prompt"})
     writes = frozenset({"tokens", "attention_mask", "response_mask", "logprobs", "response", "finished"})
 
     def setup(self) -> None:
@@ -50,10 +50,9 @@ class PolicyInference(TorchModule):
         """Samples a response to each prompt; with ``greedy`` takes the most likely token each time."""
         args = self.model_args
         noise = None if greedy else self.uniforms(self.batch.sample_ids, args.max_new_tokens).to(self.device)
-        prompt_tokens, prompt_mask = (
-            data["prompt_tokens"].to(self.device),
-            data["prompt_mask"].to(self.device),
-        )
+        if "prompt_tokens" not in data:
+            data = {**data, **padded_prompts(self.tokenizer, contexts(self.tokenizer, data["prompt"]))}
+        prompt_tokens, prompt_mask = data["prompt_tokens"].to(self.device), data["prompt_mask"].to(self.device)
         responses = sample(
             self.model,
             prompt_tokens,
@@ -70,7 +69,7 @@ class PolicyInference(TorchModule):
         self.log("entropy", -responses.logprobs.sum().cpu() / mask.sum())
         before = torch.zeros(len(mask), width)
         return {
-            **{key: value for key, value in data.items() if key not in self.reads},
+            **{key: value for key, value in data.items() if key not in ("prompt_tokens", "prompt_mask")},
             "tokens": torch.cat([prompt_tokens, responses.tokens], 1).cpu(),
             "attention_mask": torch.cat([data["prompt_mask"].cpu(), mask.long()], 1),
             "response_mask": torch.cat([before, mask], 1),

@@ -45,8 +45,7 @@ class TokenizedPrompts:
         """Pads the tokens of a batch of prompts."""
         columns = dict(samples.items())
         ids = columns["prompt_tokens"] if self._known is not None else contexts(self._tokenizer, columns["prompt"])
-        tokens, mask = padded(ids, self._tokenizer.pad_token_id, side="left")
-        return {**columns, "prompt_tokens": tokens, "prompt_mask": mask}
+        return {**columns, **padded_prompts(self._tokenizer, ids)}
 
 
 class Demonstrations:
@@ -101,6 +100,12 @@ def prompt_columns(prompt: Any, index: int) -> dict[str, Any]:
     if isinstance(prompt, dict) and isinstance(prompt.get("prompt"), str):
         return prompt
     raise DataError(f'prompt {index}: a prompt is a str, or a dict with a str under "prompt", got {prompt!r}')
+
+
+def padded_prompts(tokenizer: Any, ids: Sequence[Sequence[int]]) -> Batch:
+    """``prompt_tokens`` and ``prompt_mask`` of token ids, padded on the left."""
+    tokens, mask = padded(ids, tokenizer.pad_token_id, side="left")
+    return {"prompt_tokens": tokens, "prompt_mask": mask}
 
 
 def contexts(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
