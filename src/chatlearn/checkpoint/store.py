@@ -124,9 +124,8 @@ def check_same_identity(checkpoint: Path, saved: Mapping[str, Any], current: Map
     if refused := [key for key in changed if key.rsplit(".", 1)[-1] not in MAY_CHANGE]:
         lines = "\n  ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in refused)
         raise CheckpointError(
-            f"{checkpoint} was written under other settings, so the run would not go on as it began:\n  {lines}\nPut "
-            "them back, or start "
-            f"a new run with runtime.resume=never."
+            f"{checkpoint} was written under other settings, so the run would not go on as it began:\n  {lines}\n"
+            "Put them back, or start a new run with runtime.resume=never."
         )
 
 

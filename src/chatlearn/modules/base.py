@@ -31,17 +31,6 @@ if TYPE_CHECKING:
 STEPS = ("forward_step", "train_step", "eval_step")
 """Methods that are steps by their name."""
 
-LIFECYCLE = (
-    "setup",
-    "build_dataset",
-    "before_episode",
-    "after_episode",
-    "save_checkpoint",
-    "load_checkpoint",
-    "export",
-)
-"""Methods that chatlearn calls outside of flows, each only where a class defines it."""
-
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -241,7 +230,8 @@ class BaseModule:
                 f"{self.name}.log({name!r}): reduction is 'mean', 'sum', 'max' or 'min', not {reduction!r}."
             )
         if not isinstance(value, numbers.Real) and getattr(value, "ndim", None) != 0:
-            shape = "".join(f" {list(size)}" for size in [getattr(value, "shape", None)] if size is not None)
+            size = getattr(value, "shape", None)
+            shape = "" if size is None else f" {list(size)}"
             raise ModuleError(f"{self.name}.log({name!r}): a metric is one number, got {type(value).__name__}{shape}.")
         self._context.metrics.append((name, value, reduction))
 

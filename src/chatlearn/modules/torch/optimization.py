@@ -81,9 +81,8 @@ def check_num_minibatches(module: Any) -> None:
     if num > available:
         raise ConfigError(
             f"models.{module.name}.args.num_minibatches is {num}, but a global batch has {available} micro-batches "
-            "(train_global_batch_size "
-            f"{runtime.train_global_batch_size} / train_micro_batch_size {runtime.train_micro_batch_size}). Lower "
-            f"it, or make train_micro_batch_size smaller."
+            f"(train_global_batch_size {runtime.train_global_batch_size} / train_micro_batch_size "
+            f"{runtime.train_micro_batch_size}). Lower it, or make train_micro_batch_size smaller."
         )
 
 

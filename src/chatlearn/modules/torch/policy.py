@@ -33,7 +33,6 @@ class PolicyInference(TorchModule):
         )
         temperature: float = Field(1.0, gt=0, description="of sampling; trainers and reference need the same")
 
-    thread_safe = True
     reads = frozenset({"prompt"})
     writes = frozenset({"tokens", "attention_mask", "response_mask", "logprobs", "response", "finished"})
 
@@ -91,7 +90,6 @@ class PolicyReference(TorchModule):
 
         temperature: float = Field(1.0, gt=0, description="that the responses were sampled with")
 
-    thread_safe = True
     reads = frozenset({"tokens", "attention_mask", "response_mask"})
     writes = frozenset({"ref_logprobs"})
 

@@ -53,7 +53,6 @@ class RewardInference(BaseModule):
         gamma: float = Field(1.0, ge=0, le=1, description="discount per token")
         lam: float = Field(1.0, ge=0, le=1, description="lambda of GAE")
 
-    thread_safe = True
     reads = frozenset({"prompt", "response", "finished"})
     writes = frozenset({"rewards"})
 

@@ -19,7 +19,6 @@ class ValueInference(TorchModule):
     class Args(ModelArgs):
         """``models.<name>.args``."""
 
-    thread_safe = True
     reads = frozenset({"tokens", "attention_mask", "response_mask"})
     writes = frozenset({"values"})
 
