@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import toys
@@ -130,6 +131,150 @@ def test_checking_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
         assert words in output
 
 
+def test_a_check_shows_every_value_and_its_source_before_the_flows(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "more.yaml").write_text("runtime:\n  log_interval: 5\n")
+    words = ["check", "program.py", "-c", "toy.yaml", "-c", "more.yaml", "--set", "runtime.seed=3"]
+    assert main(words) == 0
+    output = capsys.readouterr().out
+    lines = [line.split() for line in output.splitlines()]
+    assert ["seed", "3", "command", "line"] in lines
+    assert ["log_interval", "5", "more.yaml:2"] in lines
+    assert ["num_training_epoch", "1", "default"] in lines
+    assert output.index("num_training_epoch") < output.index("env_flow(batch)")
+
+
+@pytest.mark.parametrize("command", ["check", "flow"])
+def test_a_users_exception_in_a_check_comes_through(
+    command: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "program.py").write_text("print('before')\nraise KeyError('mine')\n")
+    with pytest.raises(KeyError, match="mine"):
+        main([command, "program.py"])
+    assert ("before" in capsys.readouterr().out) == (command == "check")
+
+
+def test_checking_a_configuration_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "a.yaml").write_text("models: {p: {num_gpu: 4}}\nruntime:\n  seed: 1\n")
+    assert main(["check", "-c", "a.yaml", "runtime.num_episode=7"]) == 0
+    output = capsys.readouterr().out
+    lines = [line.split() for line in output.splitlines()]
+    assert ["seed", "1", "a.yaml:3"] in lines
+    assert ["num_episode", "7", "command", "line"] in lines
+    assert "a.yaml:1  models.p.num_gpu: no effect in one process" in output.splitlines()[-1]
+    assert main(["check", "runtime.num_episod=7"]) == 1
+    assert "`num_episode`" in capsys.readouterr().err
+    assert main(["check", "-c", "a.yaml", "program.py"]) == 1
+    assert "Nothing reads 'program.py'" in capsys.readouterr().err
+
+
+FLOW = [
+    "env_flow(batch)",
+    "policy.forward_step",
+    "learner.train_step",
+]
+
+
+def test_flow_as_text(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["flow", "program.py", "-c", "toy.yaml", "--format", "text"]) == 0
+    output = capsys.readouterr().out
+    for words in FLOW:
+        assert words in output
+    assert "after" not in output
+    assert "arguments" not in output
+    assert toys.EVENTS == []
+    assert not (folder / "runs").exists()
+
+
+def test_flow_of_a_program_that_goes_on_with_results(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "program.py").write_text(PROGRAM.replace("engine.learn()", "engine.evaluate()\nengine.learn()"))
+    assert main(["flow", "program.py", "-c", "toy.yaml"]) == 0
+    output = capsys.readouterr().out
+    assert output.count("env_flow(batch)") == 1
+    assert "The check ends here" not in output
+
+
+def test_flow_as_mermaid(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["flow", "program.py", "-c", "toy.yaml", "--format=mermaid"]) == 0
+    output = capsys.readouterr().out
+    assert "flowchart" in output
+    assert "learner.train_step" in output
+
+
+def test_flow_as_svg(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["flow", "program.py", "-c", "toy.yaml", "--format", "svg", "-o", "flow.svg"]) == 0
+    assert capsys.readouterr().out == ""
+    picture = ElementTree.parse(folder / "flow.svg").getroot()
+    assert picture.tag == "{http://www.w3.org/2000/svg}svg"
+    text = " ".join(picture.itertext())
+    for words in ("policy.forward_step", "learner.train_step"):
+        assert words in text
+
+
+def test_flow_of_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["flow", "ppo"]) == 0
+    output = capsys.readouterr().out
+    for words in ("warm_start.train_step", "policy.forward_step", "ppo_value.train_step", "policy.eval_step"):
+        assert words in output
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["flow", "program.py", "-o", "absent/flow.txt"], ["absent/flow.txt can't be written", "after -o"]),
+        (["flow", "zzz"], ["no recipe 'zzz'"]),
+        (["flow", "empty.py"], ["nothing to check"]),
+        (["schema", "-o", "absent/schema.json"], ["can't be written: No such file or directory"]),
+        (["report", "absent"], ["absent"]),
+    ],
+)
+def test_what_else_can_go_wrong(
+    words: list[str], wanted: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "empty.py").write_text("print(1)\n")
+    assert main(words) == 1
+    error = capsys.readouterr().err
+    for part in wanted:
+        assert part in error
+
+
+def test_schema(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["schema"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    assert {"includes", "runtime_env", "models", "runtime", "rlhf"} <= set(printed["properties"])
+    assert main(["schema", "-o", "schema.json"]) == 0
+    assert capsys.readouterr().out == ""
+    assert json.loads((folder / "schema.json").read_text()) == printed
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    output = capsys.readouterr().out
+    for words in ("chatlearn", "torch", sys.version.split()[0]):
+        assert words in output
+
+
+def test_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "program.py", "-c", "toy.yaml"]) == 0
+    capsys.readouterr()
+    assert main(["report", "runs/toy", "-o", "page.html"]) == 0
+    assert Path(capsys.readouterr().out.strip()).resolve() == folder / "page.html"
+    assert "<html" in (folder / "page.html").read_text()
+
+
+def test_help_comes_at_once() -> None:
+    """In CPU time, which other jobs on the machine change little; heavy packages would take seconds."""
+    code = (
+        "import sys, time, chatlearn.cli\n"
+        "try:\n    chatlearn.cli.main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "print(time.process_time() < 0.3, sorted({'torch', 'pydantic', 'numpy'} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = _process(Path.cwd(), "-c", code)
+    assert done.stderr.strip().endswith("True []")
+
+
 @pytest.mark.parametrize("command", ["run", "check"])
 @pytest.mark.parametrize(
     ("words", "wanted"),
@@ -155,7 +300,14 @@ def test_mistyped_words(
     assert not (folder / "runs").exists()
 
 
-@pytest.mark.parametrize("words", [[], ["train"], ["run"], ["check"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        *([], ["train"], ["run"], ["check"], ["flow"], ["report"], ["run", "-c", "toy.yaml", "program.py"]),
+        *(["run", "runtime.seed=1"], ["schema", "more"], ["doctor", "--more"], ["report", "runs/toy", "more"]),
+        ["flow", "ppo", "--format", "png"],
+    ],
+)
 def test_unusable_arguments_end_with_two(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(words)
@@ -168,7 +320,11 @@ def test_unusable_arguments_end_with_two(words: list[str], capsys: pytest.Captur
     [
         (["--help"], ["chatlearn run ppo", "--resume", "chatlearn check", "runtime.num_episode=20", "-c my.yaml"]),
         (["run", "--help"], ["RECIPE|SCRIPT.py", "ppo", "a.b=value", "--resume [PATH]", "-c, --config FILE"]),
-        (["check", "--help"], ["without starting", "a.b=value"]),
+        (["check", "--help"], ["without starting", "a.b=value", "--set FILE", "[RECIPE|SCRIPT.py]"]),
+        (["flow", "--help"], ["Mermaid", "SVG", "{text,mermaid,svg}", "-o FILE", "RECIPE|SCRIPT.py"]),
+        (["schema", "--help"], ["JSON Schema", "-o FILE"]),
+        (["doctor", "--help"], ["extra"]),
+        (["report", "--help"], ["RUN_FOLDER", "HTML", "-o FILE"]),
     ],
 )
 def test_help_teaches(words: list[str], taught: list[str], capsys: pytest.CaptureFixture[str]) -> None:

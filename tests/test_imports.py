@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import chatlearn
-from chatlearn import BaseModule, Engine, Environment, Evaluator, RLHFEngine, Trainer
+from chatlearn import BaseModule, Engine, Environment, EvalEngine, Evaluator, RLHFEngine, Trainer
 
 HEAVY = ["torch", "ray", "transformers", "tensorboard", "matplotlib", "reasoning_gym"]
 
@@ -49,6 +49,7 @@ PUBLIC = [
     "get_config",
     "Config",
     "Engine",
+    "EvalEngine",
     "RLHFEngine",
     "Environment",
     "Trainer",
@@ -59,6 +60,8 @@ PUBLIC = [
     "RLHFTorchModule",
     "StreamDataset",
     "step",
+    "after",
+    "ControlDependencies",
     "ChatLearnError",
     "ConfigError",
     "FlowError",
@@ -135,7 +138,10 @@ SIGNATURES = {
         "set_trainer": "(self, trainer)",
         "set_evaluator": "(self, evaluator)",
         "set_dataset": "(self, prompts)",
-        "set_parameter_sync": "(self, source, destination)",
+        "set_parameter_sync": "(self, source, destination, frequency=None)",
+        "add_callback": "(self, point, function)",
+        "save_checkpoint": "(self)",
+        "logging_summary": "(self)",
         "learn": "(self)",
         "evaluate": "(self, evaluator=None)",
         "call": "(self, step, *data)",
@@ -143,28 +149,34 @@ SIGNATURES = {
         "stop": "(self)",
     },
     RLHFEngine: {"__init__": "(self, policy, reference, reward, value, ppo_policy, ppo_value)"},
+    EvalEngine: {"__init__": "(self, eval_flow=None, evaluator=None)", "eval": "(self)"},
     Environment: {
         "__init__": "(self, flow)",
         "set_dataset": "(self, prompts)",
-        "make_experience": "(self, deployment, state, experience)",
+        "stream": "(self, deployment, state)",
         "batch_size": "(self, deployment)",
         "run": "(self, deployment, batch, ids, *, phase, counters, place, is_eval=False)",
     },
     Trainer: {
         "__init__": "(self, flow)",
-        "read_dataset": "(self, deployment, state, experience)",
+        "stream": "(self, deployment, state)",
         "train": "(self, deployment, state, experience)",
     },
     Evaluator: {
         "__init__": "(self, flow)",
         "set_dataset": "(self, prompts)",
-        "evaluate": "(self, deployment, place)",
+        "evaluate": "(self, deployment, episode, train_iteration)",
+        "set_multiple_datasets": "(self, datasets)",
+        "set_post_process_func": "(self, function)",
+        "post_process": "(self, results, info)",
     },
     BaseModule: {
         "__init__": "(self, name)",
         "uniforms": "(self, ids, n)",
         "all_reduce": "(self, x)",
         "log": "(self, name, value, reduction='mean')",
+        "put": "(self, key, value)",
+        "get": "(self, key, default=None)",
         "state_dict": "(self)",
         "load_state_dict": "(self, state)",
     },
@@ -178,7 +190,7 @@ def test_signatures(cls: type, method: str) -> None:
     assert _signature(getattr(cls, method)) == SIGNATURES[cls][method]
 
 
-@pytest.mark.parametrize("cls", [Engine, RLHFEngine, Environment, Trainer, Evaluator])
+@pytest.mark.parametrize("cls", [Engine, RLHFEngine, EvalEngine, Environment, Trainer, Evaluator])
 def test_every_public_method_is_pinned(cls: type) -> None:
     pinned = {name for base in cls.__mro__ for name in SIGNATURES.get(base, {})} | set(SIGNATURES[Environment])
     public = {n for n, f in inspect.getmembers(cls, inspect.isfunction) if not n.startswith("_")}

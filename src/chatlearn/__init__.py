@@ -12,6 +12,7 @@ _HOMES = {
     "Config": "chatlearn.config.schema",
     "Engine": "chatlearn.engine.engine",
     "RLHFEngine": "chatlearn.engine.presets",
+    "EvalEngine": "chatlearn.engine.presets",
     "Environment": "chatlearn.engine.environment",
     "Trainer": "chatlearn.engine.trainer",
     "Evaluator": "chatlearn.engine.evaluator",
@@ -21,6 +22,8 @@ _HOMES = {
     "RLHFTorchModule": "chatlearn.modules.torch.module:TorchModule",
     "StreamDataset": "chatlearn.data.stream",
     "step": "chatlearn.modules.base",
+    "after": "chatlearn.flow.order",
+    "ControlDependencies": "chatlearn.flow.order",
     **dict.fromkeys(
         (
             "ChatLearnError",
@@ -46,10 +49,12 @@ __all__ = [
     "CheckpointError",
     "Config",
     "ConfigError",
+    "ControlDependencies",
     "DataError",
     "Engine",
     "EngineError",
     "Environment",
+    "EvalEngine",
     "Evaluator",
     "FlowError",
     "MissingStepError",
@@ -64,6 +69,7 @@ __all__ = [
     "Trainer",
     "WorkerError",
     "__version__",
+    "after",
     "get_config",
     "init",
     "step",
@@ -92,7 +98,7 @@ if TYPE_CHECKING:
     from chatlearn.engine.engine import Engine
     from chatlearn.engine.environment import Environment
     from chatlearn.engine.evaluator import Evaluator
-    from chatlearn.engine.presets import RLHFEngine
+    from chatlearn.engine.presets import EvalEngine, RLHFEngine
     from chatlearn.engine.trainer import Trainer
     from chatlearn.errors import (
         ChatLearnError,
@@ -107,6 +113,7 @@ if TYPE_CHECKING:
         SyncError,
         WorkerError,
     )
+    from chatlearn.flow.order import ControlDependencies, after
     from chatlearn.modules.base import BaseModule, step
     from chatlearn.modules.base import BaseModule as RLHFModule
     from chatlearn.modules.torch.module import TorchModule

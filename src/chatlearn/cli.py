@@ -1,18 +1,27 @@
-"""The command line: ``chatlearn run``, ``chatlearn check``."""
+"""The command line: ``chatlearn run``, ``check``, ``flow``, ``schema``, ``doctor`` and ``report``.
+
+Imports of the package are made where they are used, so that ``--help`` comes at once.
+"""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
+import io
 import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from chatlearn.config.load import load_config, parse_command_line
 from chatlearn.errors import ChatLearnError, ConfigError, EngineError
 from chatlearn.recipes import RECIPES
+
+if TYPE_CHECKING:
+    from chatlearn.config.schema import Config
+    from chatlearn.flow.graph import Graph
 
 _EPILOG = """\
 examples:
@@ -22,11 +31,48 @@ examples:
   chatlearn run ppo --resume                          go on with the newest run of that name
   chatlearn run train.py -c my.yaml                   your own program; chatlearn.init() in it reads the same arguments
   chatlearn check train.py -c my.yaml                 find every mistake that can be found without starting, and print
-  the flows
+  the value and the source of every key, and the flows
+  chatlearn flow train.py --format svg -o flow.svg    draw the flows
+  chatlearn schema -o chatlearn.schema.json           let your editor complete and check the YAML
+  chatlearn doctor                                    what is installed, and what each missing extra would bring
+  chatlearn report runs/ppo                           one HTML page about a run
 
 A recipe without -c uses its own YAML. Runs are written to runtime.output_dir (default: runs/), one folder each, never
 overwritten.
 """
+
+_SETTINGS = """\
+further arguments:
+  -c, --config FILE    YAML configuration; may be repeated, of two for one key the later file wins
+  a.b=value            sets one key, for example runtime.seed=1 or models.policy.args.temperature=0.7
+  --set a.b=value      the same
+  --set FILE           puts the settings of a YAML file over the configuration
+  --resume [PATH]      go on with the newest run of that name, or with a run folder or checkpoint
+"""
+
+_PROGRAM = "RECIPE|SCRIPT.py"
+_OUT = (("-o", "--out"), {"metavar": "FILE", "type": Path, "help": "write to this file"})
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of the console script.
+
+    Attributes:
+        help: What it does.
+        run: Gets the first word, the options and all words that are no options.
+        what: What the first word is; empty if there is none.
+        optional: Whether the first word may be left out.
+        options: Flags and keywords of its options, for argparse.
+        takes_settings: Whether it takes further words: those of the configuration and of the program.
+    """
+
+    help: str
+    run: Callable[[str, argparse.Namespace, list[str]], None]
+    what: str = ""
+    optional: bool = False
+    options: Sequence[tuple[tuple[str, ...], dict[str, Any]]] = ()
+    takes_settings: bool = True
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,10 +82,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         0; 1 after an error of chatlearn (its text is printed). The process ends with 2 for unusable arguments, and with
         130 after Ctrl-C.
     """
-    arguments, rest = _parser().parse_known_args(argv)
-    command = _check if arguments.command == "check" else _run
+    words = list(sys.argv[1:] if argv is None else argv)
+    command = COMMANDS.get(words[0]) if words else None
+    what = words.pop(1) if command and _has_first_word(command, words[1:]) else ""
+    parser, parsers = _parsers()
+    options, rest = parser.parse_known_args(words)
+    command = COMMANDS[options.command]
+    if command.what and not what and not (command.optional and rest):
+        parsers[options.command].error(f"{command.what} is missing; it comes first")
+    if rest and not command.takes_settings:
+        parsers[options.command].error(f"nothing reads {', '.join(map(repr, rest))}")
     try:
-        command(arguments.what, rest)
+        command.run(what, options, rest)
     except ChatLearnError as error:
         if error.__cause__ is not None:
             raise  # a user's own exception comes out with its own traceback first
@@ -48,35 +102,47 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _has_first_word(command: Command, words: list[str]) -> bool:
+    """Whether the words begin with what the command is about, and not with an option or a setting."""
+    if not command.what or not words or words[0].startswith("-"):
+        return False
+    return not (command.takes_settings and "=" in words[0])
+
+
+def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         prog="chatlearn",
         description="Align language models: modules, wired by plain functions, on a laptop or a cluster.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=raw,
+        allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, text in {
-        "run": "train: a recipe, or a program of your own",
-        "check": "validate configuration and flows without starting, and print the flows",
-    }.items():
-        command = commands.add_parser(
+    parsers: dict[str, argparse.ArgumentParser] = {}
+    for name, command in COMMANDS.items():
+        text = command.help[0].upper() + command.help[1:] + "."
+        if command.what == _PROGRAM:
+            text += f"\n\n{_PROGRAM}: a recipe ({', '.join(RECIPES)}) or a Python file; it comes first."
+        sub = commands.add_parser(
             name,
-            help=text,
-            description=text[0].upper() + text[1:] + ".",
-            epilog="further arguments:\n"
-            "  -c, --config FILE    YAML configuration\n"
-            "  a.b=value            sets one key, for example runtime.seed=1 or models.policy.args.temperature=0.7\n"
-            "  --resume [PATH]      go on with the newest run of that name, or with a run folder or checkpoint\n",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            help=command.help,
+            description=text,
+            epilog=_SETTINGS if command.takes_settings else None,
+            formatter_class=raw,
+            allow_abbrev=False,
         )
-        command.add_argument(
-            "what", metavar="RECIPE|SCRIPT.py", help=f"a recipe ({', '.join(RECIPES)}) or a Python file"
-        )
-    return parser
+        first = f" [{command.what}]" if command.optional else f" {command.what}" if command.what else ""
+        further = " …" if command.takes_settings else ""
+        own = "".join(f" [{flags[0]} {keys.get('metavar', '…')}]" for flags, keys in command.options)
+        sub.usage = f"chatlearn {name}{first}{own}{further}"
+        for flags, keywords in command.options:
+            sub.add_argument(*flags, **keywords)
+        parsers[name] = sub
+    return parser, parsers
 
 
-def _run(what: str, rest: list[str]) -> None:
+def _run(what: str, _: argparse.Namespace, rest: list[str]) -> None:
     if what.endswith(".py"):
         _run_script(what, rest)
     else:
@@ -84,17 +150,152 @@ def _run(what: str, rest: list[str]) -> None:
         recipe.run(_recipe_config(recipe, rest))
 
 
-def _check(what: str, rest: list[str]) -> None:
-    if not what.endswith(".py"):
+def _check(what: str, _: argparse.Namespace, rest: list[str]) -> None:
+    from chatlearn.config.describe import describe
+
+    if not what:
+        from chatlearn.config.upstream import notes
+
+        config = _config(None, rest)
+        print("\n".join([describe(config), *notes(config)]))
+    elif not what.endswith(".py"):
         recipe = _recipe(what)
-        print(recipe.check(_recipe_config(recipe, rest)))
-        return
+        config = _recipe_config(recipe, rest)
+        flows = recipe.check(config)
+        print(f"{describe(config)}\n\n{flows}")
+    else:
+        _check_script(what, rest)
+
+
+def _check_script(path: str, rest: list[str]) -> None:
+    """Runs a program up to where it would start something; prints its configuration, then what it prints."""
+    from chatlearn.config.active import active_generation, get_config
+    from chatlearn.config.describe import describe
     from chatlearn.engine.engine import checking_only
 
-    with checking_only() as checked:
-        _run_script(what, rest)
+    before, printed = active_generation(), io.StringIO()
+    try:
+        with checking_only() as checked, contextlib.redirect_stdout(printed):
+            _run_script(path, rest)
+    finally:
+        if active_generation() != before:
+            print(f"{describe(get_config())}\n")
+        print(printed.getvalue(), end="")
     if not checked:
-        raise EngineError(f"{what} came to its end without engine.learn(), so there was nothing to check.")
+        raise _nothing_to_check(path)
+
+
+def _nothing_to_check(path: str) -> EngineError:
+    return EngineError(f"{path} came to its end without engine.learn(), so there was nothing to check.")
+
+
+def _flow(what: str, options: argparse.Namespace, rest: list[str]) -> None:
+    _write(FORMATS[options.format](_graphs(what, rest)), options.out)
+
+
+def _graphs(what: str, rest: list[str]) -> list[Graph]:
+    """The graphs of a program's or a recipe's flows. What the program prints is left out."""
+    from chatlearn.engine.engine import checking_only
+
+    with checking_only() as engines, contextlib.redirect_stdout(io.StringIO()):
+        if what.endswith(".py"):
+            with contextlib.suppress(SystemExit):  # how a program ends that goes on with results
+                _run_script(what, rest)
+        else:
+            recipe = _recipe(what)
+            recipe.check(_recipe_config(recipe, rest))
+    if not engines:
+        raise _nothing_to_check(what)
+    executors = [each for engine in engines for each in (engine.environment, engine.trainer, engine.evaluator)]
+    return list({id(executor.graph): executor.graph for executor in executors if executor is not None}.values())
+
+
+def _as_text(graphs: list[Graph]) -> str:
+    from chatlearn.flow.render import render
+
+    return "\n\n".join(map(render, graphs))
+
+
+def _as_mermaid(graphs: list[Graph]) -> str:
+    from chatlearn.flow.render import mermaid
+
+    return "\n\n".join(map(mermaid, graphs))
+
+
+def _as_svg(graphs: list[Graph]) -> str:
+    from chatlearn.flow.svg import svg
+
+    return svg(graphs)
+
+
+FORMATS: dict[str, Callable[[list[Graph]], str]] = {"text": _as_text, "mermaid": _as_mermaid, "svg": _as_svg}
+"""What ``chatlearn flow --format`` takes."""
+
+
+def _schema(_: str, options: argparse.Namespace, __: list[str]) -> None:
+    import json
+
+    from chatlearn.config.json_schema import json_schema
+
+    _write(json.dumps(json_schema(), indent=2), options.out)
+
+
+def _doctor(_: str, __: argparse.Namespace, ___: list[str]) -> None:
+    from chatlearn.observe.doctor import doctor
+
+    print(doctor())
+
+
+def _report(what: str, options: argparse.Namespace, _: list[str]) -> None:
+    from chatlearn.report.html import write_report
+
+    print(write_report(Path(what), options.out))
+
+
+COMMANDS: dict[str, Command] = {
+    "run": Command("train: a recipe, or a program of your own", _run, _PROGRAM),
+    "check": Command(
+        "validate configuration and flows without starting; print each key's value and source, and the flows",
+        _check,
+        _PROGRAM,
+        optional=True,
+    ),
+    "flow": Command(
+        "print the flows as text, as a Mermaid diagram or as an SVG picture",
+        _flow,
+        _PROGRAM,
+        options=[(("--format",), {"choices": FORMATS, "default": "text", "help": "text if left out"}), _OUT],
+    ),
+    "schema": Command(
+        "print the JSON Schema of the configuration, for editors", _schema, options=[_OUT], takes_settings=False
+    ),
+    "doctor": Command(
+        "print versions, devices, and what each missing extra would bring", _doctor, takes_settings=False
+    ),
+    "report": Command(
+        "write an HTML page about a run, and print its path",
+        _report,
+        "RUN_FOLDER",
+        options=[_OUT],
+        takes_settings=False,
+    ),
+}
+"""All commands, in the order of ``--help``."""
+
+
+def _write(text: str, out: Path | None) -> None:
+    """Prints the text, or writes it to a file.
+
+    Raises:
+        ConfigError: The file can't be written.
+    """
+    if out is None:
+        print(text)
+        return
+    try:
+        out.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{out.absolute()} can't be written: {error.strerror}. Give another path after -o.") from None
 
 
 def _recipe(name: str) -> Any:
@@ -114,20 +315,28 @@ def _recipe(name: str) -> Any:
         ) from None
 
 
-def _recipe_config(recipe: Any, rest: list[str]) -> Any:
-    path, overrides = parse_command_line(rest)
+def _recipe_config(recipe: Any, rest: list[str]) -> Config:
+    return _config(recipe.CONFIG, rest)
+
+
+def _config(default: Path | None, rest: list[str]) -> Config:
+    """The configuration that the words describe; ``default`` is the file without ``-c``."""
+    from chatlearn.config.load import load_config, parse_command_line
+
+    paths, overrides = parse_command_line(rest)
     if unknown := [word for word in _not_ours(rest) if word not in overrides]:
         raise ConfigError(
-            f"Nothing reads {', '.join(map(repr, unknown))}. A recipe takes -c FILE, --resume [PATH] and settings such "
-            f"as runtime.num_episode=3."
+            f"Nothing reads {', '.join(map(repr, unknown))}. chatlearn takes -c FILE, --set SETTING|FILE, "
+            f"--resume [PATH] and settings such as runtime.num_episode=3; the recipe or program comes first."
         )
-    return load_config(path or recipe.CONFIG, overrides)
+    return load_config(paths or default, overrides)
 
 
 def _not_ours(rest: list[str]) -> list[str]:
-    """The words beside ``-c`` and ``--resume`` and what belongs to them."""
+    """The words beside the options and what belongs to them."""
     options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     options.add_argument("-c", "--config")
+    options.add_argument("--set")
     options.add_argument("--resume", nargs="?")
     return options.parse_known_args(rest)[1]
 

@@ -41,25 +41,51 @@ class SampleIds:
         sample_ids: the sampler's position of each row, unique over a run.
         group_ids: rows that answer the same prompt instance share one.
         weight_version: version of the rollout weights that made the rows (0 = before any sync).
+        rollouts: of rows that a step has made of others, the sample id of the row at the start of the flow; ``None``
+            where each row is a rollout of its own.
     """
 
     sample_ids: tuple[int, ...]
     group_ids: tuple[int, ...]
     weight_version: int = 0
+    rollouts: tuple[int, ...] | None = None
+
+    @property
+    def rollout_ids(self) -> tuple[int, ...]:
+        """Rows that were made of one sample share one; elsewhere it is the sample id."""
+        return self.sample_ids if self.rollouts is None else self.rollouts
 
     def __len__(self) -> int:
         return len(self.sample_ids)
 
     def slice(self, start: int, stop: int) -> SampleIds:
         """Ids of the rows ``start`` to ``stop``."""
-        return SampleIds(self.sample_ids[start:stop], self.group_ids[start:stop], self.weight_version)
+        return self.take(range(start, stop))
 
     def take(self, rows: Sequence[int]) -> SampleIds:
         """Ids of the given rows, in the given order."""
         return SampleIds(
-            tuple(self.sample_ids[row] for row in rows),
-            tuple(self.group_ids[row] for row in rows),
+            tuple([self.sample_ids[row] for row in rows]),
+            tuple([self.group_ids[row] for row in rows]),
             self.weight_version,
+            None if self.rollouts is None else tuple([self.rollouts[row] for row in rows]),
+        )
+
+    def expanded(self, source_rows: Sequence[int]) -> SampleIds:
+        """Ids of new rows, each made of the row that is named: the group is that row's, the sample id new (its id times
+        65,536 plus the number of the new row among its siblings), the rollout the row's own.
+        """
+        seen: dict[int, int] = {}
+        numbers: list[int] = []
+        taken = self.take(source_rows)
+        for row in source_rows:
+            numbers.append(seen.get(row, 0))
+            seen[row] = numbers[-1] + 1
+        return SampleIds(
+            tuple([(parent << 16) + number for parent, number in zip(taken.sample_ids, numbers, strict=True)]),
+            taken.group_ids,
+            self.weight_version,
+            taken.rollout_ids,
         )
 
 

@@ -65,7 +65,7 @@ def test_a_failed_init_changes_nothing():
     assert active_generation() == 1
 
 
-@pytest.mark.parametrize("argument", [3, ["a.yaml"], b"a.yaml", Config])
+@pytest.mark.parametrize("argument", [3, ["a.yaml", 3], b"a.yaml", Config])
 def test_wrong_argument(argument):
     with pytest.raises(ConfigError, match="expected a configuration, got"):
         init(argument)

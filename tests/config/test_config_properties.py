@@ -1,5 +1,6 @@
 """Invariants over random configurations and random text."""
 
+import functools
 import math
 from contextlib import suppress
 
@@ -7,6 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chatlearn.config import Config, load_config, load_config_text
+from chatlearn.config.environment import escape, split_references
+from chatlearn.config.schema import SECTIONS
 from chatlearn.errors import ConfigError
 
 FAST = settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
@@ -82,7 +85,9 @@ YAML_WORDS = st.lists(
             *("runtime", "rlhf", "models", "runtime_env", "seed", "num_episode", "args", "policy", "export"),
             *(":", ":\n", "-", "- -", "[", "]", "{", "}", ",", "|", ">", "?", "%", "@", "`", "#", "'", '"'),
             *("!", "!!", "!!int", "!!set", "&", "&a", "*a", "<<", "~", "---", "...", "=", "1e5", "true"),
-            *("\t", "\n", "\n\n", "\n  ", "\n    ", "${", "${X}", "${X:1}", "$${X}"),
+            *("\t", "\n", "\n\n", "\n  ", "\n    ", "${", "${X}", "${X:1}", "$${X}", "a${X:b}c", "${X:${Y:", "}}"),
+            *("includes", "includes: ", "model_config_file", "absent.yaml", ".", "lora", "colocation", "num_device"),
+            *("data_path", "data_ratio", "sinks", "profile_episodes", "early_stop_patience", "log_samples"),
         ]
     ),
     max_size=25,
@@ -114,6 +119,85 @@ def test_random_dict_raises_nothing_else(data):
 def test_random_override_raises_nothing_else(keys, value):
     with suppress(ConfigError):
         load_config(None, [f"{key}={value}" for key in keys])
+
+
+@FAST
+@given(
+    st.sampled_from([(name, key) for name, cls in SECTIONS.items() for key in cls.model_fields if name]),
+    VALUES,
+)
+def test_any_value_of_any_key_raises_nothing_else(place, value):
+    section, key = place
+    data = {key: value}
+    for part in reversed(section.split(".")):
+        data = {"m" if part == "*" else part: data}
+    with suppress(ConfigError):
+        assert load_config(load_config(data)) == load_config(data)
+
+
+REFERENCES = st.lists(
+    st.one_of(TEXT, st.sampled_from(["${", "}", "$", "$${", "${A}", "${A:b}", "${A:{b}}", "{", ":"])), max_size=8
+).map("".join)
+
+
+@FAST
+@given(REFERENCES)
+def test_escaped_text_is_taken_as_it_is(text):
+    assert "".join(split_references(escape(text))) == text  # type: ignore[arg-type]
+    assert load_config_text(Config(models={"p": {"args": {"x": text}}}).to_yaml()).models["p"].args == {"x": text}
+
+
+@FAST
+@given(st.lists(st.one_of(st.sampled_from(["a", "$", ":", "/"]), st.tuples(st.just("X"), TEXT)), max_size=6))
+def test_references_are_replaced_by_their_defaults(parts):
+    """Against a plain join: a default is any text without braces."""
+    plain = [part if isinstance(part, str) else part[1].translate({ord("{"): "", ord("}"): ""}) for part in parts]
+    written = [
+        "${X:" + text + "}" if isinstance(part, tuple) else text for part, text in zip(parts, plain, strict=True)
+    ]
+    text = "".join(written)
+    if "$${" in text:
+        return
+    found = ["" if isinstance(part, str) else part for part in split_references(text)]
+    assert [part.default for part in found if part] == [
+        text for part, text in zip(parts, plain, strict=True) if isinstance(part, tuple)
+    ]
+
+
+def merged(low, high):
+    """The reference: mappings key by key, all else replaced."""
+    if not (isinstance(low, dict) and isinstance(high, dict)):
+        return high
+    return {
+        key: merged(low[key], high[key]) if key in low and key in high else {**low, **high}[key]
+        for key in {**low, **high}
+    }
+
+
+ARGS = st.dictionaries(
+    st.sampled_from(["a", "b", "c"]),
+    st.recursive(
+        st.integers() | st.none() | st.lists(st.integers(), max_size=2),
+        lambda inner: st.dictionaries(st.sampled_from(["a", "b"]), inner, max_size=2),
+        max_leaves=5,
+    ),
+    max_size=3,
+)
+
+
+@settings(FAST, max_examples=60)
+@given(st.lists(ARGS, min_size=1, max_size=3))
+def test_files_merge(tmp_path_factory, args):
+    folder = tmp_path_factory.mktemp("files")
+    paths = []
+    for index, each in enumerate(args):
+        paths.append(folder / f"{index}.yaml")
+        paths[-1].write_text(Config(models={"p": {"args": each}}).to_yaml())
+    (folder / "all.yaml").write_text(f"includes: {[path.name for path in paths]}\n")
+    expected = functools.reduce(merged, args)
+    assert load_config(paths).models["p"].args == expected
+    assert load_config(folder / "all.yaml").models["p"].args == expected
+    assert load_config(paths[0], [str(path) for path in paths[1:]]).models["p"].args == expected
 
 
 @FAST

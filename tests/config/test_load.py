@@ -119,13 +119,28 @@ def test_scalars(text, value):
         ("${X:8}", {"X": ""}, 8),
         ("[1, '${X:2}']", {}, [1, 2]),
         ("${X}", {"X": "${Y}"}, "${Y}"),
-        ("a${X:1}b", {}, "a${X:1}b"),
+        ("a${X:1}b", {}, "a1b"),
         ("$${X}", {"X": "1"}, "${X}"),
         ("$$${X:1}", {}, "$${X:1}"),
+        ("pre${X:1}/sub", {}, "pre1/sub"),
+        ("pre${X}/sub", {"X": "3"}, "pre3/sub"),
+        ("${X:1}${X:2}", {}, "12"),
+        ("${X:s3://b:1}/${X:p}:2", {}, "s3://b:1/p:2"),
+        ("a${X:}b", {}, "ab"),
+        ("'${X: a } '", {}, " a  "),
+        ("${X:${Y:1}}", {}, 1),
+        ("a${X:b${Y:1}}", {}, "ab1"),
+        ("a${X:$${Y}}", {}, "a${Y}"),
+        ("'a${X:{b}}'", {}, "a{b}"),
+        ("a$${X}${X:1}", {}, "a${X}1"),
+        ("a${X}", {"X": "${HOME}"}, "a${HOME}"),
+        ("[a, 'x${X:2}', {k: '${X:3}'}]", {}, ["a", "x2", {"k": 3}]),
+        ("cost: $5 {x}".replace(": ", ""), {}, "cost$5 {x}"),
     ],
 )
 def test_environment(monkeypatch, text, environ, value):
     monkeypatch.delenv("X", raising=False)
+    monkeypatch.delenv("Y", raising=False)
     for name, setting in environ.items():
         monkeypatch.setenv(name, setting)
     assert load_config_text(f"models:\n  p:\n    args:\n      x: {text}\n").models["p"].args == {"x": value}
@@ -201,7 +216,17 @@ def test_to_yaml(write):
     assert load_config_text(config.to_yaml()) == config
 
 
-@pytest.mark.parametrize("source", [3, b"ppo.yaml", ["a"], object()])
+def test_source_of_a_text_from_the_environment(monkeypatch):
+    monkeypatch.setenv("A", "1")
+    monkeypatch.setenv("B", "2")
+    monkeypatch.delenv("X", raising=False)
+    config = load_config_text("models:\n  p:\n    args: {x: 'u${A}v${B}${A}', y: 'u${X:3}'}\n", "f.yaml")
+    assert config.models["p"].args == {"x": "u1v21", "y": "u3"}
+    assert config.sources["models.p.args.x"] == "environment A, B (f.yaml:3)"
+    assert config.sources["models.p.args.y"] == "f.yaml:3"
+
+
+@pytest.mark.parametrize("source", [3, b"ppo.yaml", ["a", 3], object()])
 def test_wrong_source(source):
     with pytest.raises(ConfigError, match="the argument: expected a configuration"):
         load_config(source)

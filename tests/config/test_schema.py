@@ -12,10 +12,64 @@ from chatlearn.errors import ConfigError
 
 
 def test_defaults():
+    """The defaults that runs were made with, and those that older configurations document."""
     config = Config()
-    assert config.runtime_env.model_dump() == {"backend": "local", "isolate": False}
     assert config.models == {}
-    assert config.runtime.model_dump() == {
+    for section, wanted in DEFAULTS.items():
+        values = {"runtime_env": config.runtime_env, "runtime": config.runtime, "models.*": ModelConfig()}[section]
+        assert {key: values.model_dump()[key] for key in wanted} == wanted
+
+
+DEFAULTS = {
+    "runtime_env": {
+        "backend": "local",
+        "isolate": False,
+        "local_threads": 1,
+        "pip": [],
+        "py_modules": [],
+        "platform": "",
+        "excludes": [],
+    },
+    "models.*": {
+        "num_gpu": 0,
+        "gpu_per_process": 1,
+        "num_cpu": 0,
+        "cpu_per_process": 1,
+        "num_replica": 1,
+        "trainable": False,
+        "generation_batch_size": None,
+        "tensor_model_parallel_size": 1,
+        "pipeline_model_parallel_size": 1,
+        "expert_model_parallel_size": 1,
+        "fsdp_size": 1,
+        "sp_size": 1,
+        "zero_size": 1,
+        "model_config_file": None,
+        "lora": {
+            "enable_lora": False,
+            "part_module_name": None,
+            "lora_dim": 8,
+            "lora_dropout": 0.0,
+            "lora_scaling": 1.0,
+            "lora_layer": [
+                "ColumnParallelLinear",
+                "Embedding",
+                "LinearLayer",
+                "RowParallelLinear",
+                "VocabParallelEmbedding",
+            ],
+            "column_only_qkv": False,
+        },
+        "batch_generation": {"ranking": False, "min_prompt_length": 0},
+        "sync_frequency": 1,
+        "offload_weights": False,
+        "offload_optimizer_states": False,
+        "free_grad_buffers": False,
+        "free_memory": False,
+        "force_free_memory": False,
+        "args": {},
+    },
+    "runtime": {
         "seed": 0,
         "num_episode": 5000,
         "sample_per_episode": 1000,
@@ -23,23 +77,50 @@ def test_defaults():
         "train_micro_batch_size": 2,
         "train_global_batch_size": 2,
         "num_training_epoch": 1,
+        "data_path": None,
+        "data_ratio": None,
+        "data_shuffle": True,
+        "data_rerank": False,
+        "stream_data_loader_type": "fixed",
+        "max_replay_episode": 1,
+        "replay_episode_offset": 0,
+        "consumed_samples": 0,
+        "validate_param_sync": False,
+        "param_sync_comm_type": "broadcast",
+        "param_sync_max_workers": None,
+        "concurrent_comm": True,
+        "coalesced_buffer_mb": 100,
+        "bucket_size_mb_in_memory_manager": 1024,
+        "free_sync_collective_group": False,
+        "routed_expert_regrouping_comm_type": "alltoall",
+        "colocation": [],
+        "cpu_schedule_strategy": "SPREAD",
         "eval_episode_interval": 0,
+        "enable_eval_before_training": False,
+        "best_metric": None,
+        "best_metric_mode": "max",
+        "early_stop_patience": None,
+        "early_stop_threshold": None,
         "save_episode_interval": None,
+        "max_data_ckpt_nums": None,
         "resume": "never",
+        "enable_resume_training": True,
+        "data_checkpoint_path": None,
+        "load_data_checkpoint_iteration": None,
         "output_dir": "runs",
         "exp_name": "chatlearn",
         "log_interval": 1,
         "log_samples": 16,
+        "sinks": None,
+        "trace": True,
+        "profile_episodes": [],
+        "profiler_dir": None,
         "export": [],
-    }
-    assert ModelConfig().model_dump() == {
-        "num_cpu": 0,
-        "num_replica": 1,
-        "cpu_per_process": 1,
-        "trainable": False,
-        "generation_batch_size": None,
-        "args": {},
-    }
+        "concurrent_setup": False,
+        "deterministic": False,
+        "training_shuffle_mode": "batch",
+    },
+}
 
 
 def test_every_key_is_described():
@@ -126,6 +207,72 @@ def test_paths_are_taken():
 )
 def test_export(text, names):
     assert load_config_text(f"runtime:\n  export: {text}").runtime.export == names
+
+
+@pytest.mark.parametrize(
+    ("text", "groups"),
+    [
+        ("['a, b', c]", [["a", "b"], ["c"]]),
+        ("[[a, b], [c]]", [["a", "b"], ["c"]]),
+        ("a,b", [["a", "b"]]),
+        ("", []),
+        ("[]", []),
+    ],
+)
+def test_colocation(text, groups):
+    assert load_config_text(f"runtime:\n  colocation: {text}").runtime.colocation == groups
+
+
+@pytest.mark.parametrize(
+    ("text", "names"), [("jsonl,wandb", ["jsonl", "wandb"]), ("[trackio]", ["trackio"]), ("", None), ("[]", [])]
+)
+def test_sinks(text, names):
+    assert load_config_text(f"runtime:\n  sinks: {text}").runtime.sinks == names
+
+
+@pytest.mark.parametrize(("text", "episodes"), [("[1, 3]", [1, 3]), ("2", [2]), ("", [])])
+def test_profile_episodes(text, episodes):
+    assert load_config_text(f"runtime:\n  profile_episodes: {text}").runtime.profile_episodes == episodes
+
+
+def test_several_data_sets():
+    given = {"data_path": (Path("a.jsonl"), "b.csv"), "data_ratio": (1, 0.5)}
+    runtime = Config(runtime=given).runtime
+    assert runtime.data_path == ["a.jsonl", "b.csv"]
+    assert runtime.data_ratio == [1.0, 0.5]
+    assert Config(runtime={"data_path": Path("a.jsonl")}).runtime.data_path == "a.jsonl"
+
+
+def test_replay_has_two_spellings():
+    runtime = Config(runtime={"max_relay_episode": -1, "relay_episode_offset": 2}).runtime
+    assert (runtime.max_replay_episode, runtime.replay_episode_offset) == (-1, 2)
+    assert (runtime.max_relay_episode, runtime.relay_episode_offset) == (-1, 2)
+
+
+def test_gpus_have_two_spellings():
+    model = Config(models={"p": {"num_device": 8, "tensor_model_parallel_size": 4}}).models["p"]
+    assert model.num_gpu == model.num_device == 8
+
+
+@pytest.mark.parametrize(
+    ("given", "tags"),
+    [
+        ({}, ()),
+        ({"offload_weights": True}, ("weights",)),
+        ({"free_grad_buffers": True, "offload_optimizer_states": True}, ("gradients", "optimizer")),
+        ({"free_memory": True}, ("weights", "gradients", "optimizer")),
+        ({"force_free_memory": True}, ("weights", "gradients", "optimizer")),
+    ],
+)
+def test_what_a_waiting_module_gives_up(given, tags):
+    assert ModelConfig(**given).offload_tags == tags
+
+
+def test_early_stopping():
+    runtime = Config(
+        runtime={"best_metric": "eval/accuracy", "early_stop_patience": 3, "early_stop_threshold": 1}
+    ).runtime
+    assert (runtime.early_stop_patience, runtime.early_stop_threshold) == (3, 1.0)
 
 
 @pytest.mark.parametrize("value", [0, 5, "all"])

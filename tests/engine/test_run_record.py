@@ -42,6 +42,7 @@ def test_the_folder_of_a_finished_run(tmp_path: Path) -> None:
     assert {path.name for path in run.iterdir()} == {
         "config.yaml",
         "metrics.jsonl",
+        "trace.json",
         "tensorboard",
         "samples",
         "checkpoints",
@@ -186,7 +187,7 @@ def test_every_sink_is_closed_once(iteration: int | None, tmp_path: Path, monkey
         def close(self) -> None:
             toys.EVENTS.append(("closed",))
 
-    monkeypatch.setattr("chatlearn.engine.run.open_sinks", lambda *args: [Recording(), Recording()])
+    monkeypatch.setattr("chatlearn.engine.run.open_sinks", lambda *args, **kwargs: [Recording(), Recording()])
     if iteration is None:
         _learned(tmp_path)
     else:

@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from chatlearn.errors import ModuleError
 from chatlearn.observe.headline import headline
 from chatlearn.observe.metrics import MetricBuffer
 
@@ -38,12 +39,37 @@ def test_several_values_in_one_call() -> None:
     assert buffer.take() == {"a": 1.5}
 
 
-def test_a_call_without_samples_and_nan() -> None:
+def test_calls_without_samples_have_no_weight() -> None:
     buffer = MetricBuffer()
-    buffer.add([("empty", 5.0, "mean", 0), ("nan", math.nan, "mean", 2)])
-    taken = buffer.take()
-    assert taken["empty"] == 0.0
-    assert math.isnan(taken["nan"])
+    buffer.add([("empty", 5.0, "mean", 0), ("some", math.nan, "mean", 0), ("some", 2.0, "mean", 4)])
+    assert buffer.take() == {"some": 2.0}
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "max", "min"])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_nan_is_never_hidden(reduction: str, place: int) -> None:
+    values = [1.0, 2.0]
+    values.insert(place, math.nan)
+    buffer = MetricBuffer()
+    buffer.add([("a", value, reduction, 1) for value in values])
+    assert math.isnan(buffer.take()["a"])
+
+
+@pytest.mark.parametrize(
+    ("reduction", "expected"), [("mean", math.inf), ("sum", math.inf), ("max", math.inf), ("min", 1)]
+)
+def test_an_infinity_counts_as_a_number(reduction: str, expected: float) -> None:
+    buffer = MetricBuffer()
+    buffer.add([("a", value, reduction, 1) for value in (1.0, math.inf)])
+    assert buffer.take() == {"a": expected}
+
+
+def test_one_name_with_two_reductions() -> None:
+    buffer = MetricBuffer()
+    buffer.add([("policy/kl", 1.0, "mean", 1)])
+    buffer.add([("policy/kl", 1.0, "max", 1)], prefix="eval/")  # another name
+    with pytest.raises(ModuleError, match=r"policy/kl .*'mean' and with 'max'.*another name"):
+        buffer.add([("policy/kl", 1.0, "max", 1)])
 
 
 @pytest.mark.parametrize(

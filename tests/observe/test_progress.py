@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterator
+from itertools import pairwise
 from types import FrameType
 from typing import Any
 
@@ -137,3 +138,22 @@ def test_a_breakpoint_ends_the_live_display_first(monkeypatch: pytest.MonkeyPatc
     assert seen == [True]
     assert sys.breakpointhook is debugger
     progress.close()
+
+
+@pytest.mark.usefixtures("_no_trace")
+def test_fast_episodes_do_not_redraw_the_live_display_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    _terminal(monkeypatch)
+    now = 0.0
+    monkeypatch.setattr("chatlearn.observe.progress.time.monotonic", lambda: now)
+    progress = Progress("ppo", 100, 0, 1)
+    drawn: list[int] = []
+    monkeypatch.setattr(progress._live, "update", lambda panel, refresh: drawn.append(episode))
+    for episode in range(1, 101):  # 0.03 s each
+        now = 0.03 * episode
+        progress.update(episode, {"eval/a/accuracy": 1.0} if episode == 50 else ROW if episode < 10 else {})
+    progress.close()
+    # every row of the first nine holds an evaluation, as does the 50th; the last is always shown
+    assert drawn[:9] == list(range(1, 10))
+    assert {50, 100} <= set(drawn)
+    between = [b - a for a, b in pairwise([e for e in drawn if 10 <= e < 50])]
+    assert set(between) == {4}  # 0.1 s is 3.3 episodes

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from chatlearn.observe.sinks import JsonlSink, TensorBoardSink, open_sinks
+from chatlearn.errors import ConfigError
+from chatlearn.observe import sinks
+from chatlearn.observe.sinks import SINKS, SinkContext, check_sinks, open_sinks
+from chatlearn.observe.sinks.jsonl import JsonlSink
+from chatlearn.observe.sinks.tensorboard import TensorBoardSink
 
 ROWS = {1: {"a/loss": 0.1, "num_samples": 20}, 2: {"a/loss": 1 / 3, "num_samples": 40}}
+
+
+def _context(folder: Path, first_episode: int = 1) -> SinkContext:
+    return SinkContext(folder, first_episode, "toy", {})
 
 
 def _scalars(folder: Path, name: str) -> list[tuple[int, float]]:
@@ -22,42 +33,153 @@ def _scalars(folder: Path, name: str) -> list[tuple[int, float]]:
 
 def test_jsonl_is_complete_after_each_row(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    sink = JsonlSink(path)
+    sink = JsonlSink(_context(tmp_path))
     for episode, row in ROWS.items():
         sink.write(episode, row)
         lines = path.read_text().splitlines()  # while the sink is open
         assert json.loads(lines[-1]) == {"episode": episode, **row}  # floats to the last bit
         assert len(lines) == episode
     sink.close()
-    again = JsonlSink(path)
-    again.write(3, {"a/loss": math.inf})
+    again = JsonlSink(_context(tmp_path, 3))
+    again.write(3, {"a/loss": 0.0})
     again.close()
     assert [json.loads(line)["episode"] for line in path.read_text().splitlines()] == [1, 2, 3]
 
 
+def test_jsonl_stays_json_whatever_comes(tmp_path: Path) -> None:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    sink = JsonlSink(_context(tmp_path))
+    sink.write(1, {"a": math.nan, "b": math.inf, "c": -math.inf, "d": 1.5, "text": "NaN"})
+    sink.close()
+    row = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=refuse)
+    assert [row[name] for name in "abcd"] == [None, None, None, 1.5]
+    assert set(row["non_finite"]) == {"a", "b", "c"}
+    assert math.isnan(float(row["non_finite"]["a"]))
+    assert [float(row["non_finite"][name]) for name in "bc"] == [math.inf, -math.inf]
+
+
 def test_tensorboard_events(tmp_path: Path) -> None:
-    sink = TensorBoardSink(tmp_path, 1)
+    sink = TensorBoardSink(_context(tmp_path))
     for episode, row in ROWS.items():
         sink.write(episode, {**row, "text": "left out"})
     sink.close()
-    assert _scalars(tmp_path, "a/loss") == [(1, pytest.approx(0.1)), (2, pytest.approx(1 / 3))]
-    assert _scalars(tmp_path, "num_samples") == [(1, 20), (2, 40)]
+    assert _scalars(tmp_path / "tensorboard", "a/loss") == [(1, pytest.approx(0.1)), (2, pytest.approx(1 / 3))]
+    assert _scalars(tmp_path / "tensorboard", "num_samples") == [(1, 20), (2, 40)]
 
 
 @pytest.mark.parametrize("first", [1, 3])
 def test_tensorboard_forgets_what_a_resume_replaces(first: int, tmp_path: Path) -> None:
     for start, value in ((1, 1.0), (first, 2.0)):
-        sink = TensorBoardSink(tmp_path, start)
+        sink = TensorBoardSink(_context(tmp_path, start))
         for episode in range(start, 5):
             sink.write(episode, {"x": value})
         sink.close()
-    assert _scalars(tmp_path, "x") == [(e, 1.0 if e < first else 2.0) for e in range(1, 5)]
+    assert _scalars(tmp_path / "tensorboard", "x") == [(e, 1.0 if e < first else 2.0) for e in range(1, 5)]
 
 
-def test_the_sinks_of_a_run(tmp_path: Path) -> None:
-    sinks = open_sinks(tmp_path, 1)
-    for sink in sinks:
+def test_the_default_sinks_of_a_run(tmp_path: Path) -> None:
+    opened = open_sinks(tmp_path, 1)
+    for sink in opened:
         sink.write(1, ROWS[1])
         sink.close()
     assert json.loads((tmp_path / "metrics.jsonl").read_text())["a/loss"] == 0.1
     assert _scalars(tmp_path / "tensorboard", "a/loss") == [(1, pytest.approx(0.1))]
+
+
+class Remembering:
+    """A sink of one's own, found by its import path."""
+
+    note = "in memory"
+
+    def __init__(self, context: SinkContext) -> None:
+        self.context, self.rows, self.status = context, [], ""
+
+    def write(self, episode: int, row: Any) -> None:
+        self.rows.append((episode, row))
+
+    def close(self, status: str = "finished") -> None:
+        self.status = status
+
+
+class Refusing:
+    def __init__(self, context: SinkContext) -> None:
+        raise OSError("no room")
+
+
+def test_a_sink_of_ones_own(tmp_path: Path) -> None:
+    names = [f"{__name__}:Remembering"]
+    assert check_sinks(names) == []
+    jsonl, own = open_sinks(tmp_path, 4, names, exp_name="mine", config={"runtime": {"seed": 1}})
+    assert isinstance(jsonl, JsonlSink)  # always there
+    assert type(own).__name__ == "Remembering"
+    assert own.context == SinkContext(tmp_path, 4, "mine", {"runtime": {"seed": 1}})  # type: ignore[attr-defined]
+
+
+def test_names_are_opened_once_and_nothing_beside_them(tmp_path: Path) -> None:
+    opened = open_sinks(tmp_path, 1, ["jsonl", "tensorboard", "tensorboard"])
+    assert [type(sink).__name__ for sink in opened] == ["JsonlSink", "TensorBoardSink"]
+    assert [type(sink).__name__ for sink in open_sinks(tmp_path, 1, [])] == ["JsonlSink"]
+    for sink in opened:
+        sink.close()
+
+
+def test_what_was_opened_is_closed_when_the_next_one_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[str] = []
+    monkeypatch.setattr(JsonlSink, "close", lambda self, status: closed.append(status))
+    with pytest.raises(OSError, match="no room"):
+        open_sinks(tmp_path, 1, [f"{__name__}:Refusing"])
+    assert closed == ["failed"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("wandbb", ["'wandbb'", "did you mean 'wandb'?", "jsonl, tensorboard, wandb, mlflow, trackio"]),
+        ("prometheus", ["no sink 'prometheus'", "my_package.my_module:MySink"]),
+        ("no_such_package.sinks:Sink", ["no module 'no_such_package.sinks'"]),
+        (":Sink", ["no module ''"]),
+    ],
+)
+def test_unknown_names_are_problems(name: str, words: list[str]) -> None:
+    (problem,) = check_sinks(["jsonl", name])
+    for word in words:
+        assert word in problem
+
+
+def test_a_class_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="has no class 'Absent'"):
+        open_sinks(tmp_path, 1, [f"{__name__}:Absent"])
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow", "trackio"])
+def test_a_missing_package_names_its_extra(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = sinks.importlib.util.find_spec
+    monkeypatch.setattr(sinks.importlib.util, "find_spec", lambda p: None if p == name else real(p))
+    (problem,) = check_sinks([name])
+    assert f"needs {name}" in problem
+    assert f"pip install 'chatlearn[{name}]'" in problem
+    with pytest.raises(ConfigError, match="pip install"):
+        open_sinks(tmp_path, 1, [name])
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_tensorboard_is_a_default_only_where_it_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sinks.importlib.util, "find_spec", lambda p: None)
+    assert [type(sink).__name__ for sink in open_sinks(tmp_path, 1)] == ["JsonlSink"]
+
+
+def test_checking_imports_no_package_of_a_sink() -> None:
+    program = (
+        "import sys\n"
+        "from chatlearn.observe.sinks import SINKS, check_sinks\n"
+        "assert check_sinks(SINKS) == []\n"
+        "print([m for m in ('torch', 'tensorboard', 'wandb', 'mlflow', 'trackio', 'sqlalchemy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], text=True, capture_output=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_name_has_a_class() -> None:
+    assert check_sinks(SINKS) == []

@@ -212,8 +212,8 @@ def run_both(
         inputs = {parameters[0]: given}
     else:
         inputs = {name: (value,) for name, value in zip(parameters, given, strict=True)}
-    output, metrics = cluster.call_pair(handle, "run", StepCall(step=step, **values), inputs)
-    return cluster.get(output), cluster.get(metrics)
+    output, report = cluster.call_pair(handle, "run", StepCall(step=step, **values), inputs)
+    return cluster.get(output), cluster.get(report).metrics
 
 
 def run(cluster: Cluster, handle: Handle, *batches: Any, **call: Any) -> Any:

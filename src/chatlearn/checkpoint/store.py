@@ -39,6 +39,9 @@ class RunState:
         generation_batches: module -> generation batches that it has been given, over the whole run.
         global_batches: training batches, over the whole run, all epochs counted.
         weight_version: of the weights published last.
+        best_value: of ``runtime.best_metric``, so far; ``None`` before it came for the first time.
+        best_episode: complete episodes at that time.
+        num_worse: times that the metric has come since then.
     """
 
     episode: int = 0
@@ -46,6 +49,9 @@ class RunState:
     generation_batches: dict[str, int] = field(default_factory=dict)
     global_batches: int = 0
     weight_version: int = 0
+    best_value: float | None = None
+    best_episode: int = 0
+    num_worse: int = 0
 
 
 class CheckpointStore:
@@ -87,13 +93,22 @@ class CheckpointStore:
         aside.rename(final)
         self.point_to(name)
 
-    def point_to(self, name: str) -> None:
-        """Makes a complete checkpoint the newest."""
-        aside = self._folder / ".latest.partial"
+    def point_to(self, name: str, pointer: str = "latest") -> None:
+        """Makes a complete checkpoint the newest (``latest``), or the one with the best metric (``best``)."""
+        aside = self._folder / f".{pointer}.partial"
         aside.write_text(name + "\n", encoding="utf-8")
         sync_to_disk(aside)
-        aside.rename(self._folder / "latest")
+        aside.rename(self._folder / pointer)
         sync_to_disk(self._folder)
+
+    def prune(self, keep: int | None) -> None:
+        """Deletes all but the newest ``keep`` checkpoints (``None``: none), and never the best one."""
+        pointer = self._folder / "best"
+        best = pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else ""
+        complete = sorted(path.parent for path in self._folder.glob("episode-*/run.json"))
+        for folder in complete[: -keep if keep else 0]:
+            if folder.name != best:
+                shutil.rmtree(folder)
 
 
 def read_run_state(checkpoint: Path) -> tuple[RunState, dict[str, Any]]:
@@ -180,6 +195,18 @@ def load_module(module: Any, folder: str, iteration: int) -> None:
                 f"Resume with the model and optimizer of the run that was saved, or start a new run."
             ) from error
     _own_files(module, "load_checkpoint", folder, iteration)
+
+
+def save_shared(folder: Path, shared: Mapping[str, Any], puts: Mapping[str, Any]) -> None:
+    """Writes what modules share by ``put`` and ``get``, also what is to be shared from the next episode on."""
+    if shared or puts:
+        save_state({"values": {**shared, **puts}}, folder / "shared")
+
+
+def load_shared(checkpoint: Path) -> dict[str, Any]:
+    """What :func:`save_shared` wrote."""
+    exists = (checkpoint / "shared.json").exists()
+    return load_state(checkpoint / "shared")["values"] if exists else {}
 
 
 def _stem(module: Any, folder: str) -> Path:

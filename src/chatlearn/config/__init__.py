@@ -1,7 +1,7 @@
 """Description of a run: the schema, loading it, and saying all that is wrong with it at once."""
 
 from chatlearn.config.active import active_generation, get_config, init
-from chatlearn.config.check import Problem, check_args, check_models, raise_problems
+from chatlearn.config.check import Problem, check_args, check_models, notes, raise_problems
 from chatlearn.config.load import load_config, load_config_text, parse_command_line
 from chatlearn.config.schema import Config, ModelConfig, RuntimeConfig, RuntimeEnvConfig
 
@@ -18,6 +18,7 @@ __all__ = [
     "init",
     "load_config",
     "load_config_text",
+    "notes",
     "parse_command_line",
     "raise_problems",
 ]

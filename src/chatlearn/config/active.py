@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from chatlearn.config.load import load_config, parse_command_line
+from chatlearn.config.load import Source, load_config, parse_command_line
 from chatlearn.config.schema import Config
 from chatlearn.errors import ConfigError
 
@@ -22,15 +19,15 @@ class _Active:
 _active = _Active()
 
 
-def init(config: str | os.PathLike[str] | Mapping[str, Any] | Config | None = None) -> Config:
+def init(config: Source = None) -> Config:
     """Begins a run: loads the configuration that the next engine uses.
 
-    Without an argument it reads the command line: ``-c FILE`` (or ``--config FILE``), ``--resume [PATH]`` and
-    ``section.key=value``. It leaves all other words to the program, and without ``-c`` it takes the defaults.
-    With an argument it ignores the command line. It may be called again: a new run begins.
+    Without an argument it reads the command line: ``-c FILE`` (or ``--config FILE``), ``--set SETTING|FILE``,
+    ``--resume [PATH]`` and ``section.key=value``. It leaves all other words to the program, and without ``-c`` it
+    takes the defaults. With an argument it ignores the command line. It may be called again: a new run begins.
 
     Args:
-        config: Path of a YAML file, a mapping, or a Config.
+        config: Path of a YAML file, a list of paths, a mapping, or a Config.
 
     Returns:
         The configuration.
@@ -39,8 +36,8 @@ def init(config: str | os.PathLike[str] | Mapping[str, Any] | Config | None = No
         ConfigError: Lists every problem found. What an earlier call set stays in force then.
     """
     if config is None:
-        path, overrides = parse_command_line(sys.argv[1:])
-        loaded = load_config(path, overrides)
+        paths, overrides = parse_command_line(sys.argv[1:])
+        loaded = load_config(paths, overrides)
     else:
         loaded = config if isinstance(config, Config) else load_config(config)
     _active.config = loaded

@@ -7,7 +7,7 @@ raises together.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -15,10 +15,11 @@ from pydantic import BaseModel, ValidationError
 from chatlearn.config.problem import Problem, raise_problems
 from chatlearn.config.schema import Config, Path
 from chatlearn.config.tree import BROKEN, Mark, Tree, sources_of
-from chatlearn.config.values import split_names
+from chatlearn.config.upstream import notes
+from chatlearn.config.values import is_list, is_mapping, name_groups, split_names
 from chatlearn.config.wording import nearest, problems_from, unknown_key
 
-__all__ = ["Problem", "check_args", "check_models", "raise_problems", "validate"]
+__all__ = ["Problem", "check_args", "check_models", "notes", "raise_problems", "validate"]
 
 
 def validate(tree: Tree, into: Config | None = None) -> Config:
@@ -40,8 +41,8 @@ def validate(tree: Tree, into: Config | None = None) -> Config:
         BaseModel.__init__(config, **tree.data)
     except ValidationError as error:
         problems += problems_from(error.errors(include_url=False), Config, tree.data, tree.mark_at)
-    raise_problems(problems + _unknown_exports(tree))
-    config._sources.update(sources_of(config, tree))
+    raise_problems(problems + _unknown_names(tree))
+    config._sources.update(sources_of(config, tree))  # pyright: ignore[reportPrivateUsage]
     return config
 
 
@@ -74,45 +75,72 @@ def check_args(name: str, args_model: type[BaseModel] | None, config: Config) ->
     return problems
 
 
-def check_models(config: Config, module_names: Collection[str]) -> tuple[list[Problem], list[str]]:
+def check_models(
+    config: Config, module_names: Collection[str], trained: Collection[str] | None = None
+) -> tuple[list[Problem], list[str]]:
     """Compares the modules of a program with the entries under ``models``.
 
     Args:
         config: The configuration of the run.
         module_names: Names of all modules that a flow uses.
+        trained: Names of those whose ``train_step`` a flow calls, to hold ``trainable`` against; or None.
 
     Returns:
-        Problems (a module without an entry while others have one) and notes (an entry that no module uses).
+        Problems (a module without an entry while others have one) and notes (an entry that no module uses, an
+        entry that says ``trainable`` of another module than the flows train, a key without effect).
     """
-    if not config.models:
-        return [], []
     unused = [name for name in config.models if name not in module_names]
-    problems = []
-    for name in module_names:
-        if name in config.models:
-            continue
-        guess = nearest(name, unused or config.models)
-        hint = f"; did you mean it by the entry `{guess}`?" if guess else ""
-        fix = f"rename the entry `{guess}` or add `{name}:` under models" if guess else f"add `{name}:` under models"
-        message = f"the module `{name}` has no entry under models, while others have one{hint}"
-        problems.append(Problem(_source(config, ("models",)), f"models.{name}", message, fix))
-    notes = [
+    missing = [name for name in module_names if name not in config.models] if config.models else []
+    lines = [
         f"{_source(config, ('models', name))}  models.{name}: no flow uses a module of this name" for name in unused
     ]
-    return problems, notes
+    if trained is not None:
+        lines += _not_trained(config, [name for name in config.models if name not in (*unused, *trained)])
+    return [_without_entry(config, name, unused) for name in missing], lines + notes(config)
 
 
-def _unknown_exports(tree: Tree) -> list[Problem]:
+def _without_entry(config: Config, name: str, unused: list[str]) -> Problem:
+    guess = nearest(name, unused or config.models)
+    hint = f"; did you mean it by the entry `{guess}`?" if guess else ""
+    fix = f"rename the entry `{guess}` or add `{name}:` under models" if guess else f"add `{name}:` under models"
+    message = f"the module `{name}` has no entry under models, while others have one{hint}"
+    return Problem(_source(config, ("models",)), f"models.{name}", message, fix)
+
+
+def _not_trained(config: Config, names: Iterable[str]) -> list[str]:
+    return [
+        f"{_source(config, ('models', name, 'trainable'))}  models.{name}.trainable: no flow trains this module"
+        for name in names
+        if config.models[name].trainable
+    ]
+
+
+_NAMING: dict[str, Callable[[Any], Any]] = {
+    "export": split_names,
+    "colocation": lambda value: _flat(name_groups(value)),
+}
+"""Keys of ``runtime`` whose values name models, and how to get at the names."""
+
+
+def _unknown_names(tree: Tree) -> list[Problem]:
     # Looks at the tree, not at a Config, so that it also speaks up beside other problems.
     models, runtime = tree.data.get("models"), tree.data.get("runtime")
-    if not isinstance(models, Mapping) or not models or not isinstance(runtime, Mapping):
+    if tree.partial or not is_mapping(models) or not models or not is_mapping(runtime):
         return []
-    names = split_names(runtime.get("export"))
-    if not isinstance(names, list):
+    problems: list[Problem] = []
+    for key, names_of in _NAMING.items():
+        names, mark = names_of(runtime.get(key)), tree.mark_at(("runtime", key))
+        known = names if is_list(names) else []  # anything else is reported as a wrong type
+        unknown = [name for name in known if isinstance(name, str) and name not in models]
+        problems += [Problem(mark.source, mark.key, *_unknown_model(name, models)) for name in unknown]
+    return problems
+
+
+def _flat(groups: Any) -> Any:
+    """The names in all groups, as far as they are groups."""
+    if not is_list(groups):
         return []
-    mark = tree.mark_at(("runtime", "export"))
-    unknown = [name for name in names if isinstance(name, str) and name not in models]
-    return [Problem(mark.source, mark.key, *_unknown_model(name, models)) for name in unknown]
+    return [name for group in groups if is_list(group) for name in group]
 
 
 def _unknown_model(name: str, models: Iterable[str]) -> tuple[str, str]:
@@ -123,7 +151,7 @@ def _unknown_model(name: str, models: Iterable[str]) -> tuple[str, str]:
 
 def _unknown_args(model: type[BaseModel], data: Mapping[Any, Any], prefix: Path, mark_at: Any) -> list[Problem]:
     """Keys that pydantic would drop without a word, through nested models."""
-    problems = []
+    problems: list[Problem] = []
     known = {name: field for key, field in model.model_fields.items() for name in (key, field.alias or key)}
     for key, value in data.items():
         path = (*prefix, str(key))
@@ -132,7 +160,7 @@ def _unknown_args(model: type[BaseModel], data: Mapping[Any, Any], prefix: Path,
             mark = mark_at(path)
             problems.append(Problem(mark.source, mark.key, *unknown_key(str(key), known)))
         inner = field.annotation if field else None
-        if isinstance(inner, type) and issubclass(inner, BaseModel) and isinstance(value, Mapping):
+        if isinstance(inner, type) and issubclass(inner, BaseModel) and is_mapping(value):
             problems += _unknown_args(inner, value, path, mark_at)
     return problems
 

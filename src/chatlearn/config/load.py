@@ -1,20 +1,23 @@
-"""From a file, a mapping, the command line and the environment to a validated configuration."""
+"""From files, mappings, the command line and the environment to a validated configuration."""
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from chatlearn.config.check import validate
+from chatlearn.config.environment import escape
+from chatlearn.config.files import add_includes, add_model_files, read_tree
 from chatlearn.config.problem import Problem, config_error
 from chatlearn.config.schema import SECTIONS, Config, canonical
 from chatlearn.config.tree import Mark, Tree, tree_of, tree_of_config
-from chatlearn.config.values import shown
+from chatlearn.config.values import is_dict, is_mapping, is_path, is_sequence, shown
 from chatlearn.config.wording import known_keys, nearest
+
+Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Mapping[str, Any] | Config | None
+"""What a configuration is loaded from: a YAML file or several, a mapping, a Config, or nothing."""
 
 _COMMAND_LINE = "command line"
 _OVERRIDE = re.compile(r"(--?)?([A-Za-z_]\w*)((?:\.[^.=\s]+)+)=(.*)", re.DOTALL)
@@ -22,79 +25,90 @@ _NEAR_SECTION = 0.75
 """How alike (of 1) a word's first part and a section must be to take the word for a mistyped override."""
 
 
-def load_config(
-    source: str | os.PathLike[str] | Mapping[str, Any] | Config | None = None, overrides: Sequence[str] = ()
-) -> Config:
+def load_config(source: Source = None, overrides: Sequence[str] = ()) -> Config:
     """Loads and validates a configuration.
 
     Args:
-        source: Path of a YAML file, a mapping, a configuration to start from, or None for the defaults.
-        overrides: Settings that go over it, as ``"runtime.num_episode=3"``; values are read by YAML rules. Of
-            two for one key the later wins.
+        source: Path of a YAML file, or a list of paths, whose settings are merged (of two for one key the later file
+            wins); or a mapping, a configuration to start from, or None for the defaults.
+        overrides: What goes over it, in this order: settings as ``"runtime.num_episode=3"``, whose values are read by
+            YAML rules, and paths of YAML files. Of two for one key the later wins.
 
     Raises:
         ConfigError: Lists every problem found, with file and line, what was expected, and how to fix it.
     """
-    tree = _tree(source)
-    _apply(tree, overrides)
-    return validate(tree)
+    known = {name: model.model_config_file for name, model in source.models.items()} if _is_config(source) else {}
+    return _loaded(_tree(source), overrides, known)
 
 
 def load_config_text(text: str, name: str = "text", overrides: Sequence[str] = ()) -> Config:
-    """As :func:`load_config`, from YAML text; ``name`` stands for the file in places."""
+    """As :func:`load_config`, from YAML text; ``name`` stands for the file in places.
+
+    What the text includes is relative to the current folder.
+    """
     from chatlearn.config.yaml_text import read_text
 
     tree = read_text(text, name)
-    _apply(tree, overrides)
-    return validate(tree)
+    add_includes(tree)
+    return _loaded(tree, overrides, {})
 
 
-def parse_command_line(argv: Sequence[str]) -> tuple[str | None, list[str]]:
+def parse_command_line(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """Finds chatlearn's own words on a command line and ignores all others, which are the program's.
 
-    Its own are ``-c FILE`` (``-cFILE``, ``--config FILE``, ``--config=FILE``), ``--resume [PATH]`` and
-    overrides ``section.key=value``. Whatever follows a bare ``--`` is ignored. A word that looks like an
-    override of a mistyped section is returned too, so that :func:`load_config` reports it together with other
-    problems.
+    Its own are ``-c FILE`` (``-cFILE``, ``--config FILE``, ``--config=FILE``), ``--set SETTING|FILE``,
+    ``--resume [PATH]`` and overrides ``section.key=value``. Whatever follows a bare ``--`` is ignored. A word that
+    looks like an override of a mistyped section is returned too, so that :func:`load_config` reports it together with
+    other problems.
 
     Args:
         argv: The words after the program's name.
 
     Returns:
-        Path of the configuration file, or None, and the overrides.
+        Paths of the configuration files, and what goes over them: overrides and paths, in order.
 
     Raises:
-        ConfigError: If ``-c`` comes without a file, or twice.
+        ConfigError: If ``-c`` or ``--set`` comes without a value.
     """
     words = list(argv[: argv.index("--")] if "--" in argv else argv)
     paths: list[str] = []
     overrides: list[str] = []
     while words:
         word = words.pop(0)
-        if word in ("-c", "--config"):
-            paths.append(words.pop(0) if words and not words[0].startswith("-") else "")
-        elif word.startswith("--config="):
-            paths.append(word.removeprefix("--config="))
-        elif word.startswith("-c"):
-            paths.append(word.removeprefix("-c"))
+        name, equals, rest = word.partition("=")
+        if word.startswith("-c") and not word.startswith("--"):
+            paths.append(word.removeprefix("-c") or _value_of("-c", words))
+        elif name in ("--config", "--set"):
+            value = rest if equals else _value_of(name, words)
+            (paths if name == "--config" else overrides).append(value or _value_of(name, []))
         elif word == "--resume":
             has_path = bool(words) and words[0] != "" and not words[0].startswith("-") and "=" not in words[0]
             overrides.append(f"runtime.resume={_as_text(words.pop(0)) if has_path else 'auto'}")
-        elif word.startswith("--resume="):
-            overrides.append(f"runtime.resume={_as_text(word.removeprefix('--resume='))}")
+        elif name == "--resume":
+            overrides.append(f"runtime.resume={_as_text(rest)}")
         elif _is_override(word):
             overrides.append(word)
-    _check_paths(paths)
-    return (paths[0] if paths else None), overrides
+    return paths, overrides
 
 
-def _check_paths(paths: list[str]) -> None:
-    if "" in paths:
-        fix = "write `-c FILE`, with the path of a YAML file"
-        raise config_error([Problem(_COMMAND_LINE, "", "`-c` or `--config` comes without a file", fix)])
-    if len(paths) > 1:
-        message = f"more than one configuration file: {', '.join(paths)}"
-        raise config_error([Problem(_COMMAND_LINE, "", message, "keep one; set single keys with section.key=value")])
+_OPTIONS = {
+    "-c": ("without a file", "write `-c FILE`, with the path of a YAML file"),
+    "--config": ("without a file", "write `--config FILE`, with the path of a YAML file"),
+    "--set": ("without a setting", "write `--set section.key=value`, or `--set FILE` with the path of a YAML file"),
+}
+"""Options with a value: what an error says that misses it, and the fix."""
+
+
+def _value_of(option: str, words: list[str]) -> str:
+    """Takes the option's value from the words that follow it.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if words and words[0] and not words[0].startswith("-"):
+        return words.pop(0)
+    missing, fix = _OPTIONS[option]
+    raise config_error([Problem(_COMMAND_LINE, "", f"`{option}` comes {missing}", fix)])
 
 
 def _is_override(word: str) -> bool:
@@ -107,14 +121,12 @@ def _is_override(word: str) -> bool:
 
 
 def _as_text(path: str) -> str:
-    """The path as a YAML value: in quotes where YAML would not read plain text."""
-    from chatlearn.config.yaml_text import read_value
+    """The path as a YAML value that means this very text."""
+    return "'" + escape(path).replace("'", "''") + "'"
 
-    scratch = Tree()
-    read = read_value(scratch, path, ("path",), Mark(_COMMAND_LINE, "path"), environ={})
-    if read == path and not scratch.problems:
-        return path
-    return "'" + path.replace("'", "''") + "'"
+
+def _is_config(source: Any) -> TypeGuard[Config]:
+    return isinstance(source, Config)
 
 
 def _tree(source: Any) -> Tree:
@@ -122,60 +134,47 @@ def _tree(source: Any) -> Tree:
         return Tree()
     if isinstance(source, Config):
         return tree_of_config(source)
-    if isinstance(source, Mapping):
-        return tree_of(source, "dict")
-    if isinstance(source, str | os.PathLike):
-        from chatlearn.config.yaml_text import read_text
-
-        path = os.fspath(source)
-        return read_text(_read_file(path), path)
-    fix = "give the path of a YAML file, a dict or a Config"
-    raise config_error([Problem("the argument", "", f"expected a configuration, got {shown(source)}", fix)])
-
-
-def _read_file(name: str | bytes) -> str:
-    """Text of the file.
-
-    Raises:
-        ConfigError: If it can't be read.
-    """
-    path = Path(os.fsdecode(name)).expanduser().absolute()
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        message, fix = "no such file", _near_file(path)
-    except IsADirectoryError:
-        message, fix = "it is a folder", "name the YAML file in it"
-    except UnicodeDecodeError as error:
-        message, fix = f"not UTF-8 text (byte {error.start})", "save the file as UTF-8"
-    except (OSError, ValueError) as error:
-        message, fix = f"can't be read: {error}", "correct the path"
-    raise config_error([Problem(str(path), "", message, fix)])
+    if is_mapping(source):
+        tree = tree_of(source, "dict")
+        add_includes(tree)
+        return tree
+    files = [source] if is_path(source) else source
+    if not is_sequence(files) or not all(is_path(file) for file in files):
+        fix = "give the path of a YAML file or a list of paths, a dict or a Config"
+        raise config_error([Problem("the argument", "", f"expected a configuration, got {shown(source)}", fix)])
+    tree = Tree()
+    names: list[str] = [os.fspath(file) for file in files]
+    for name in names:
+        tree = _over(read_tree(name), tree)
+    return tree
 
 
-def _near_file(path: Path) -> str:
-    folder = path.parent
-    if not folder.is_dir():
-        return f"there is no folder {folder} either; correct the path"
-    files = sorted(each.name for each in folder.iterdir() if each.is_file())
-    yaml_files = [each for each in files if each.endswith((".yaml", ".yml"))]
-    likely = difflib.get_close_matches(path.name, yaml_files, n=1, cutoff=0) or difflib.get_close_matches(
-        path.name, files, n=1
-    )
-    return f"the nearest name in that folder is {likely[0]}" if likely else "that folder holds no YAML file"
+def _over(tree: Tree, under: Tree) -> Tree:
+    tree.lay_over(under)
+    return tree
 
 
-def _apply(tree: Tree, overrides: Sequence[str]) -> None:
-    """Puts overrides over a tree; their problems go to the tree's."""
-    if isinstance(overrides, str):
-        overrides = [overrides]
-    if not isinstance(tree.data, dict):
-        return
-    for word in overrides:
-        _apply_one(tree, word)
+def _loaded(tree: Tree, overrides: Sequence[str], known: Mapping[str, str | None]) -> Config:
+    """The configuration that a tree and what goes over it describe."""
+    words: list[Any] = [overrides] if isinstance(overrides, str) else list(overrides)
+    for word in words:
+        if _is_file(word):
+            tree = _over(read_tree(word, asked=Mark(_COMMAND_LINE, "")), tree)
+        elif is_dict(tree.data):
+            _apply(tree, word)
+    add_model_files(tree, known)
+    return validate(tree)
 
 
-def _apply_one(tree: Tree, word: str) -> None:
+def _is_file(word: Any) -> bool:
+    """Whether a word over the configuration is the path of a file: no setting, and named like one or without `=`."""
+    if not isinstance(word, str) or not word.strip() or _OVERRIDE.fullmatch(word):
+        return False
+    return word.endswith((".yaml", ".yml")) or "=" not in word
+
+
+def _apply(tree: Tree, word: Any) -> None:
+    """Puts one override over a tree; its problems go to the tree's."""
     from chatlearn.config.yaml_text import read_value
 
     match = _OVERRIDE.fullmatch(word) if isinstance(word, str) else None

@@ -11,7 +11,7 @@ from typing import Any
 
 from chatlearn.config.problem import Problem
 from chatlearn.config.schema import Config, Path, Section, aliases_at, section_of
-from chatlearn.config.values import shown
+from chatlearn.config.values import is_dict, is_mapping, shown
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,21 @@ BROKEN: Any = object()
 
 @dataclass
 class Tree:
-    """Plain data with marks, and the problems found while reading it."""
+    """Plain data with marks, and the problems found while reading it.
 
-    data: Any = field(default_factory=dict)
-    marks: dict[Path, Mark] = field(default_factory=dict)
-    problems: list[tuple[Path, Problem]] = field(default_factory=list)
+    Attributes:
+        data: A mapping of settings, or BROKEN.
+        marks: Where each value was written, by its path in the whole configuration.
+        problems: What is wrong, each with the path of its value.
+        at: Where the settings stand in the configuration.
+        partial: Whether a file is missing from it, so that nothing can be said about keys that it lacks.
+    """
+
+    data: Any = field(default_factory=dict[Any, Any])
+    marks: dict[Path, Mark] = field(default_factory=dict[Path, Mark])
+    problems: list[tuple[Path, Problem]] = field(default_factory=list[tuple[Path, Problem]])
+    at: Path = ()
+    partial: bool = False
 
     def mark_at(self, path: Path) -> Mark:
         """The mark of the value at ``path``, or else of the nearest section around it."""
@@ -90,12 +100,53 @@ class Tree:
             if parent.get(part) is None:
                 parent[part] = {}
             parent = parent[part]
-            if not isinstance(parent, dict):
+            if not is_dict(parent):
                 above = ".".join(path[:length])
                 self.add_problem(path, mark, f"`{above}` is {shown(parent)}, so nothing can be set below it")
                 return
         if value is not BROKEN:
             parent[_same_key(parent, path[-1])] = {} if value is None and _may_be_empty(path) else value
+
+    def lay_over(self, under: Tree) -> None:
+        """Puts this tree's settings over those of another, which stand at or below its own place.
+
+        Mappings are merged; any other value replaces what it lies over, with its places and problems.
+        """
+        at = under.at
+        replaced: set[Path] = set()
+
+        def merged(low: Any, high: Any, path: Path) -> Any:
+            if not is_dict(low) or not is_dict(high):
+                replaced.add(path)
+                return high
+            result = dict(low)
+            for key, value in high.items():
+                result[key] = merged(low.get(key), value, (*path, str(key)))
+            return result
+
+        self.partial |= under.partial or under.data is BROKEN
+        if under.data is not BROKEN and self.data is not BROKEN:
+            inside = at[len(self.at) :]
+            self._set(inside, merged(under.data, self._get(inside), at))
+
+        def stands(path: Path) -> bool:
+            return not any(path[:length] in replaced for length in range(len(at), len(path) + 1))
+
+        self.marks = {path: mark for path, mark in under.marks.items() if stands(path)} | self.marks
+        self.problems = [each for each in under.problems if stands(each[0])] + self.problems
+
+    def _get(self, path: Path) -> Any:
+        value = self.data
+        for part in path:
+            value = value.get(_same_key(value, part), {})
+        return value
+
+    def _set(self, path: Path, value: Any) -> None:
+        if not path:
+            self.data = value
+            return
+        parent = self._get(path[:-1])
+        parent[_same_key(parent, path[-1])] = value
 
     def forget(self, path: Path) -> None:
         """Drops the marks and problems at and below ``path``, before a new value is read."""
@@ -119,7 +170,7 @@ def tree_of(data: Mapping[Any, Any], source: str) -> Tree:
     def read(value: Any, path: Path, mark: Mark) -> Any:
         if isinstance(value, Section):
             value = value.model_dump()
-        return tree.mapping(pairs(value), path, mark.key, read) if isinstance(value, Mapping) else value
+        return tree.mapping(pairs(value), path, mark.key, read) if is_mapping(value) else value
 
     try:
         tree.data = tree.mapping(pairs(data), (), "", read)
@@ -151,7 +202,7 @@ def sources_of(config: Config, tree: Tree) -> dict[str, str]:
             # A key of the schema that was not written is a default even if its section was written.
             mark = tree.mark_at(child) if "args" in child[2:3] and len(child) > 3 else tree.marks.get(child)
             sources[".".join(child)] = mark.source if mark else "default"
-            if isinstance(value, Mapping):
+            if is_mapping(value):
                 visit(value, child)
 
     visit(config.model_dump(), ())

@@ -2,11 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
-from typing import Any
+from typing import Any, TypeGuard
 
 from pydantic_core import PydanticCustomError
+
+
+def is_mapping(value: object) -> TypeGuard[Mapping[Any, Any]]:
+    """Whether the value is a mapping; of what, is not known."""
+    return isinstance(value, Mapping)
+
+
+def is_dict(value: object) -> TypeGuard[dict[Any, Any]]:
+    """Whether the value is a dict; of what, is not known."""
+    return isinstance(value, dict)
+
+
+def is_list(value: object) -> TypeGuard[list[Any]]:
+    """Whether the value is a list; of what, is not known."""
+    return isinstance(value, list)
+
+
+def is_sequence(value: object) -> TypeGuard[Sequence[Any]]:
+    """Whether the value is a list or a tuple; of what, is not known."""
+    return isinstance(value, list | tuple)
+
+
+def is_path(value: object) -> TypeGuard[str | os.PathLike[str]]:
+    """Whether the value may name a file."""
+    return isinstance(value, str | os.PathLike)
+
+
+def listed(value: Any) -> Any:
+    """A tuple as a list; anything else as it is."""
+    return list(value) if is_sequence(value) else value
 
 
 def split_names(value: Any) -> Any:
@@ -15,7 +46,18 @@ def split_names(value: Any) -> Any:
         return []
     if isinstance(value, str):
         return [name.strip() for name in value.split(",") if name.strip()]
-    return list(value) if isinstance(value, tuple) else value
+    return listed(value)
+
+
+def name_groups(value: Any) -> Any:
+    """``["policy,value", ["reward"]]`` as lists of names; ``"policy,value"`` is one group; anything else as it is."""
+    if value is None:
+        return []
+    if isinstance(value, str):
+        value = [value] if value.strip() else []
+    if not is_sequence(value):
+        return value
+    return [split_names(group) if isinstance(group, str | tuple) else group for group in value]
 
 
 def plain(value: Any) -> Any:
@@ -30,9 +72,9 @@ def plain(value: Any) -> Any:
         return str.__str__(value)  # the text itself, also of an enum's member or another subclass
     if isinstance(value, PurePath):
         return str(value)
-    if isinstance(value, Mapping):
+    if is_mapping(value):
         return {plain(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
+    if is_sequence(value):
         return [plain(item) for item in value]
     raise problem(
         f"must consist of plain values, got {shown(value)}",
@@ -46,9 +88,9 @@ def shown(value: Any) -> str:
         return "nothing (null)"
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, Mapping):
+    if is_mapping(value):
         return "a mapping"
-    if isinstance(value, list | tuple):
+    if is_sequence(value):
         return "a list"
     if isinstance(value, int) and value.bit_length() > 200:
         return "a very large integer"

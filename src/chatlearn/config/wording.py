@@ -15,9 +15,10 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from chatlearn.config.problem import Problem
-from chatlearn.config.schema import ALIASES, SECTIONS, Path, section_of
+from chatlearn.config.schema import ALIASES, INCLUDES, SECTIONS, Path, section_of
 from chatlearn.config.tree import Mark
-from chatlearn.config.values import shown
+from chatlearn.config.upstream import OBSOLETE
+from chatlearn.config.values import is_mapping, is_sequence, shown
 
 _KINDS: dict[Any, str] = {
     int: "an integer",
@@ -95,11 +96,13 @@ def known_keys(section: str) -> list[str]:
 def misplaced_key(path: Path) -> tuple[str, str]:
     """Message and fix for an unknown key of the schema: mistyped, or one of another section."""
     key, here = path[-1], section_of(path[:-1])
-    homes = {"": "", "runtime": "runtime", "runtime_env": "runtime_env", "models.*": "models.<name>"}
+    if instead := OBSOLETE.get(here or "", {}).get(key):
+        return "this key of older versions is gone", instead
+    homes = {section: section.replace("*", "<name>") for section in SECTIONS}
     found = [
         (_likeness(key, known), section == here, known, section)
         for section in homes
-        for known in known_keys(section)
+        for known in (*known_keys(section), *([] if section else [INCLUDES]))
         if _likeness(key, known) >= (0.6 if section == here else 0.8)
     ]
     _, is_here, guess, section = max(found, default=(0, True, "", ""))
@@ -108,7 +111,7 @@ def misplaced_key(path: Path) -> tuple[str, str]:
             f"unknown key here; `{guess}` belongs under {homes[section]}",
             f"move it under {homes[section]}",
         )
-    message, fix = unknown_key(key, known_keys(here or ""))
+    message, fix = unknown_key(key, [*known_keys(here or ""), *([] if here else [INCLUDES])])
     if here == "models.*":
         fix += f"; a setting of your own belongs under {'.'.join(path[:-1])}.args"
     return message, fix
@@ -119,7 +122,7 @@ def _likeness(one: str, other: str) -> float:
 
 
 def field_at(model: type[BaseModel], path: Path) -> FieldInfo | None:
-    """The field that ``path`` names, through nested models and mappings of models, or None."""
+    """The field that ``path`` names, through nested models, mappings and lists, or None."""
     field: FieldInfo | None = None
     current: Any = model
     for part in path:
@@ -130,8 +133,9 @@ def field_at(model: type[BaseModel], path: Path) -> FieldInfo | None:
             if field is None:
                 return None
             current = field.annotation
-        elif typing.get_origin(current) is dict:
-            field, current = None, typing.get_args(current)[1]
+        elif typing.get_origin(current) in (dict, list):
+            current = typing.get_args(current)[-1]
+            field = FieldInfo.from_annotation(current)
         else:
             return None
     return field
@@ -146,11 +150,11 @@ def _path_in_data(error: ErrorDetails, data: Any) -> Path:
     """The error's location as far as it exists in the data: pydantic also names branches of unions there."""
     path: list[str] = []
     for part in error["loc"]:
-        if isinstance(data, list | tuple):
+        if is_sequence(data):
             data = dict(enumerate(data))
-        if isinstance(data, Mapping) and part in data:
+        if is_mapping(data) and part in data:
             data = data[part]
-        elif error["type"] == "missing" and isinstance(data, Mapping):
+        elif error["type"] == "missing" and is_mapping(data):
             return (*path, str(part))
         else:
             break

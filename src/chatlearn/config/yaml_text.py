@@ -2,7 +2,7 @@
 
 The dialect is PyYAML's safe one with the surprises taken out: ``1e-4`` is a number, ``2024-01-01`` and
 ``12:30`` are text, ``010`` is ten. A key given twice is a problem. Reading keeps the line of every key.
-A whole value ``${NAME:default}`` comes from the environment; ``$${NAME}`` is the text ``${NAME}`` itself.
+``${NAME:default}`` in a value comes from the environment; ``$${NAME}`` is the text ``${NAME}`` itself.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ from typing import Any
 
 import yaml
 
+from chatlearn.config.environment import Variable, escape, split_references
 from chatlearn.config.schema import Config, Path
 from chatlearn.config.tree import BROKEN, Mark, Tree
-from chatlearn.config.values import shown
+from chatlearn.config.values import is_dict, is_list, is_mapping, shown
 
 _TAG = "tag:yaml.org,2002:"
 _SCALAR_TAGS = {_TAG + name for name in ("null", "bool", "int", "float", "str")}
-_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::(.*))?\}", re.DOTALL)
-_ESCAPED = re.compile(r"\$\$+\{.*\}", re.DOTALL)
-_TO_ESCAPE = re.compile(r"\$+\{.*\}", re.DOTALL)
 _MAX_VALUES = 100_000
 """YAML aliases can make a small text grow without bound; a configuration is never this large."""
+
+# pyright: reportUnknownMemberType=false
+# The stubs of PyYAML leave some types open.
 
 
 class _Loader(yaml.SafeLoader):
@@ -66,24 +67,25 @@ _Loader.add_constructor(_TAG + "int", _construct_int)
 _Dumper.add_representer(str, _represent_text)
 
 
-def read_text(text: str, name: str, environ: Mapping[str, str] = os.environ) -> Tree:
+def read_text(text: str, name: str, at: Path = (), environ: Mapping[str, str] = os.environ) -> Tree:
     """Reads a whole YAML text.
 
     Args:
         text: The YAML.
         name: What to call the text in places, as in "ppo.yaml:12".
+        at: Where its settings stand in the configuration.
         environ: The environment that ``${NAME:default}`` refers to.
 
     Returns:
-        The tree. Its data is BROKEN if the text can't be read at all; empty text gives an empty mapping.
+        The tree of the settings at that path. Its data is BROKEN if the text can't be read at all; empty text gives an
+        empty mapping.
     """
-    tree = Tree()
-    data = _Reader(tree, name, None, environ).read(text, (), Mark(name, ""))
-    if data is not None and data is not BROKEN and not isinstance(data, dict):
+    tree = Tree(at=at)
+    data = _Reader(tree, name, None, environ).read(text, at, Mark(name, ".".join(at)))
+    if data is not None and data is not BROKEN and not is_dict(data):
         fix = "start with a section such as `runtime:` and put `key: value` lines under it"
-        data = tree.add_problem(
-            (), Mark(f"{name}:1", ""), f"expected sections at the top level, got {shown(data)}", fix
-        )
+        message = f"expected {'settings' if at else 'sections'} at the top level, got {shown(data)}"
+        data = tree.add_problem(at, Mark(f"{name}:1", ".".join(at)), message, "write `key: value` lines" if at else fix)
     tree.data = {} if data is None else data
     return tree
 
@@ -161,7 +163,7 @@ class _Reader:
         return [entry for key, entry in merged.items() if key not in taken] + own
 
     def sequence(self, node: yaml.Node, path: Path, mark: Mark) -> list[Any]:
-        items = []
+        items: list[Any] = []
         for index, item in enumerate(node.value):
             child = (*path, str(index))
             self.tree.marks[child] = Mark(self.place(item), f"{mark.key}.{index}")
@@ -169,29 +171,57 @@ class _Reader:
         return [item for item in items if item is not BROKEN]
 
     def scalar(self, node: yaml.ScalarNode, path: Path, mark: Mark) -> Any:
-        """The value of a scalar, or of the environment variable that it names."""
-        if self.environ is None:
+        """The value of a scalar, with what it refers to in the environment."""
+        if self.environ is None or "${" not in node.value or node.tag not in _SCALAR_TAGS:
             return self.plain_scalar(node, path, mark)
-        if _ESCAPED.fullmatch(node.value):
-            return node.value[1:]
-        match = _VARIABLE.fullmatch(node.value)
-        if match is None:
-            return self.plain_scalar(node, path, mark)
-        variable, default = match.groups()
+        used: list[str] = []
+        try:
+            parts = split_references(node.value)
+            if len(parts) == 1 and isinstance(parts[0], Variable):
+                return self.whole(parts[0], path, mark)
+            text = self.joined(parts, path, mark, used)
+        except ValueError as error:
+            fix = "write ${NAME} or ${NAME:default}, or $${ for the text ${"
+            return self.tree.add_problem(path, mark, f"{shown(str(error))} names no environment variable", fix)
+        if used:
+            self.tree.marks[path] = Mark(f"environment {', '.join(dict.fromkeys(used))} ({mark.source})", mark.key)
+        return text
+
+    def whole(self, variable: Variable, path: Path, mark: Mark) -> Any:
+        """What a variable that is a whole value stands for, read by YAML rules."""
+        assert self.environ is not None
         # As in a shell's ${NAME:-default}, an empty variable counts as none.
-        text = self.environ.get(variable) or default
-        if text is None:
-            return self.tree.add_problem(
-                path,
-                mark,
-                f"the environment variable {variable} has no value",
-                f"set {variable}, or write a default: ${{{variable}:default}}; "
-                f"for the text itself write $${{{variable}}}",
-            )
-        if self.environ.get(variable):
-            mark = Mark(f"environment {variable} ({mark.source})", mark.key)
+        if text := self.environ.get(variable.name):
+            mark = Mark(f"environment {variable.name} ({mark.source})", mark.key)
             self.tree.marks[path] = mark
-        return _Reader(self.tree, self.name, mark.source, None).read(text, path, mark)
+            return _Reader(self.tree, self.name, mark.source, None).read(text, path, mark)
+        if variable.default is None:
+            return self._unset(variable, path, mark)
+        return _Reader(self.tree, self.name, mark.source, self.environ).read(variable.default, path, mark)
+
+    def joined(self, parts: list[str | Variable], path: Path, mark: Mark, used: list[str]) -> Any:
+        """The text made of parts; adds to ``used`` the names of variables whose value went into it."""
+        assert self.environ is not None
+        texts: list[str] = []
+        for part in parts:
+            if isinstance(part, str):
+                texts.append(part)
+            elif text := self.environ.get(part.name):
+                used.append(part.name)
+                texts.append(text)
+            elif part.default is None:
+                return self._unset(part, path, mark)
+            else:
+                text = self.joined(split_references(part.default), path, mark, used)
+                if text is BROKEN:
+                    return BROKEN
+                texts.append(text)
+        return "".join(texts)
+
+    def _unset(self, variable: Variable, path: Path, mark: Mark) -> Any:
+        name = variable.name
+        fix = f"set {name}, or write a default: ${{{name}:default}}; for the text itself write $${{{name}}}"
+        return self.tree.add_problem(path, mark, f"the environment variable {name} has no value", fix)
 
     def plain_scalar(self, node: yaml.ScalarNode, path: Path, mark: Mark) -> Any:
         if node.tag not in _SCALAR_TAGS:
@@ -238,8 +268,8 @@ def render(config: Config) -> str:
     def emit(mapping: Mapping[Any, Any], path: Path) -> None:
         for key, value in mapping.items():
             child = (*path, str(key))
-            is_section = isinstance(value, Mapping) and bool(value)
-            head = f"{'  ' * len(path)}{_dump(key)}:" + ("" if is_section else f" {_dump(_escaped(value))}")
+            is_section = is_mapping(value) and bool(value)
+            head = f"{'  ' * len(path)}{dump_value(key)}:" + ("" if is_section else f" {dump_value(_escaped(value))}")
             source = config.sources.get(".".join(child), "default")
             # A file's name may hold anything; a comment must stay one printable line.
             lines.append(f"{head}  # {''.join(c if c.isprintable() else '?' for c in source)}")
@@ -253,13 +283,13 @@ def render(config: Config) -> str:
 def _escaped(value: Any) -> Any:
     """The value with ``$`` before all text that reading would take from the environment."""
     if isinstance(value, str):
-        return f"${value}" if _TO_ESCAPE.fullmatch(value) else value
-    if isinstance(value, Mapping):
+        return escape(value)
+    if is_mapping(value):
         return {key: _escaped(item) for key, item in value.items()}
-    return [_escaped(item) for item in value] if isinstance(value, list) else value
+    return [_escaped(item) for item in value] if is_list(value) else value
 
 
-def _dump(value: Any) -> str:
+def dump_value(value: Any) -> str:
     """One value as YAML on one line."""
     text = yaml.dump(
         value,

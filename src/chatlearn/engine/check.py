@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 from chatlearn.config.check import Problem, check_args, check_models, raise_problems
 from chatlearn.config.schema import Config
@@ -12,25 +13,26 @@ from chatlearn.engine.trainer import Trainer
 from chatlearn.errors import DataError, EngineError, FlowError, ModuleError
 from chatlearn.flow.graph import Graph
 from chatlearn.modules.base import BaseModule
+from chatlearn.observe.sinks import check_sinks
 from chatlearn.runtime.worker import check_replicable
 
 
 def collect_modules(graphs: Iterable[Graph]) -> dict[str, BaseModule]:
-    """The modules of all flows, by name, in the order of their first call.
+    """The modules of all flows, by name, in the order of their first call; clients after their callers.
 
     Raises:
         ModuleError: two modules have one name.
     """
     modules: dict[str, BaseModule] = {}
-    for graph in graphs:
-        for node in graph:
-            known = modules.setdefault(node.module.name, node.module)
-            if known is not node.module:
-                raise ModuleError(
-                    f"{node.where}: two modules are called {node.module.name!r} ({type(known).__name__} and "
-                    f"{type(node.module).__name__}). Names "
-                    f"are unique in a run, since models.<name> configures one module: rename one."
-                )
+    calls = [(node.where, module) for graph in graphs for node in graph for module in (node.module, *node.clients)]
+    for where, module in calls:
+        known = modules.setdefault(module.name, module)
+        if known is not module:
+            raise ModuleError(
+                f"{where}: two modules are called {module.name!r} ({type(known).__name__} and "
+                f"{type(module).__name__}). Names are unique in a run, since models.<name> configures one module: "
+                f"rename one."
+            )
     return modules
 
 
@@ -48,6 +50,10 @@ def check_modules(config: Config, modules: Mapping[str, BaseModule], trained: Co
     for name, module in modules.items():
         problems += check_args(name, type(module).Args, config)
     problems += check_trained(config, trained)
+    sinks = "runtime.sinks"
+    problems += [
+        Problem(config.sources.get(sinks, ""), sinks, text) for text in check_sinks(config.runtime.sinks or [])
+    ]
     raise_problems(problems + check_export(config, modules))
     for name, module in modules.items():
         check_replicable(module, config.model(name).num_replica)
@@ -98,24 +104,25 @@ def check_datasets(environment: Environment | None, trainer: Trainer | None, eva
             f"{environment.graph.where}: {environment.graph.name} returns nothing, so the trainer would get nothing. "
             f"Return the values that training needs, such as `return value_out, reward_out`."
         )
-    readers = [
-        ("engine.set_dataset(prompts)", environment or trainer),
-        ("Evaluator(…).set_dataset(prompts)", evaluator),
-    ]
-    for setter, executor in readers:
-        if executor is None:
-            continue
-        if executor.prompts is None:
-            raise EngineError(f"{executor.graph.name} has no data set. Call `{setter}`.")
-        if not hasattr(executor.prompts, "__len__") or not hasattr(executor.prompts, "__getitem__"):
-            kind = type(executor.prompts).__name__
-            raise DataError(
-                f"The prompts of {executor.graph.name} are {kind}; give a list or another sequence with a length."
-            )
-        if len(executor.prompts) == 0:
-            raise DataError(f"The data set of {executor.graph.name} is empty. Give `{setter}` at least one prompt.")
-        if executor.graph.root is None:
-            raise FlowError(f"{executor.graph.where}: no step of {executor.graph.name} takes the raw batch.")
+    maker = environment or trainer
+    if maker is not None:
+        _check_readable(maker.graph, {"": maker.prompts}, "engine.set_dataset(prompts)")
+    if evaluator is not None:
+        _check_readable(evaluator.graph, evaluator.datasets or {"": None}, "Evaluator(…).set_dataset(prompts)")
+
+
+def _check_readable(graph: Graph, datasets: Mapping[str, Any], setter: str) -> None:
+    for name, prompts in datasets.items():
+        which = f"The data set {name!r}" if name else "The data set"
+        if prompts is None:
+            raise EngineError(f"{graph.name} has no data set. Call `{setter}`.")
+        if not hasattr(prompts, "__len__") or not hasattr(prompts, "__getitem__"):
+            kind = type(prompts).__name__
+            raise DataError(f"The prompts of {graph.name} are {kind}; give a list or another sequence with a length.")
+        if len(prompts) == 0:
+            raise DataError(f"{which} of {graph.name} is empty. Give `{setter}` at least one prompt.")
+    if graph.root is None:
+        raise FlowError(f"{graph.where}: no step of {graph.name} takes the raw batch.")
 
 
 def check_syncs(pairs: Iterable[tuple[BaseModule, BaseModule]], modules: Mapping[str, BaseModule]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from chatlearn.config.schema import Config, ModelConfig
 from chatlearn.errors import EngineError
@@ -12,7 +14,8 @@ from chatlearn.flow.signature import step_signature
 from chatlearn.modules.base import BaseModule, describe
 from chatlearn.observe.metrics import MetricBuffer
 from chatlearn.runtime.base import Cluster, Future, Handle, create_cluster
-from chatlearn.runtime.worker import ReplicaSettings, Rows, StepCall, Value
+from chatlearn.runtime.clients import ClientRef, with_clients
+from chatlearn.runtime.worker import ReplicaSettings, Report, Rows, StepCall, Value
 from chatlearn.types import Batch, SampleIds, num_rows
 
 
@@ -27,11 +30,18 @@ class Deployment:
     def __init__(self, config: Config, modules: Mapping[str, BaseModule]) -> None:
         self.config = config
         self.metrics = MetricBuffer()
-        self.cluster: Cluster = create_cluster(config.runtime_env.backend, isolate=config.runtime_env.isolate)
+        self.shared: dict[str, Any] = {}
+        self.trace: Trace | None = None
+        environment = config.runtime_env
+        self.cluster: Cluster = create_cluster(
+            environment.backend, isolate=environment.isolate, threads=environment.local_threads
+        )
         self._modules = modules
         self._replicas: dict[str, list[Handle]] = {}
         self._datasets: dict[tuple[str, str, int], tuple[str, int, Any]] = {}
-        self._pending: list[tuple[Future, str]] = []
+        self._pending: list[Call] = []
+        self._batch_sizes: dict[str, int] = {}
+        self.puts: dict[str, Any] = {}
 
     def start(self) -> None:
         """Spawns all replicas and runs their ``setup``."""
@@ -47,7 +57,9 @@ class Deployment:
             )
             description = describe(module)
             self._replicas[name] = [self.cluster.spawn(description, i, settings) for i in range(model.num_replica)]
-        self._wait(self.cluster.call(handle, "setup") for handle in self.handles())
+        self._hook("setup", self.handles())
+        self.settle()
+        self.publish()
 
     def stop(self) -> None:
         """Ends all replicas."""
@@ -64,14 +76,26 @@ class Deployment:
 
     def batch_size(self, name: str) -> int:
         """Generation batch size of a module."""
-        return self.config.model(name).generation_batch_size or self.config.runtime.generation_batch_size
+        if name not in self._batch_sizes:  # asked for before every call
+            own = self.config.model(name).generation_batch_size
+            self._batch_sizes[name] = own or self.config.runtime.generation_batch_size
+        return self._batch_sizes[name]
 
     def hook(self, method: str, *place: Any) -> None:
         """Runs a method of the life cycle on every replica whose class has it; what they log counts like a step's."""
         having = [name for name, module in self._modules.items() if callable(getattr(type(module), method, None))]
-        handles = [handle for name in having for handle in self._replicas[name]]
-        self._wait(self.cluster.call(handle, "hook", method, *place) for handle in handles)
-        self._pending += [(self.cluster.call(handle, "take_metrics"), "") for handle in handles]
+        self._hook("hook", [handle for name in having for handle in self._replicas[name]], method, *place)
+
+    def publish(self) -> None:
+        """What modules have put since the last time is there for all to get."""
+        if self.puts:
+            self._share(self.puts)
+            self.puts = {}
+
+    def restore_shared(self, values: Mapping[str, Any]) -> None:
+        """Replaces what modules share by what a checkpoint holds."""
+        self.puts = {}
+        self._share(values)
 
     def apply(self, name: str, function: Callable[..., Any], *args: Any) -> list[Any]:
         """``function(module, *args)`` beside each replica of a module; all results."""
@@ -112,8 +136,9 @@ class Deployment:
         run_parameters: Mapping[str, Any],
         used: bool,
         micro_batch_size: int | None = None,
-    ) -> Future:
-        """Runs a node on the replica whose turn it is and returns the future of its output.
+        after: tuple[Future, ...] = (),
+    ) -> Call:
+        """Runs a node on the replica whose turn it is.
 
         Args:
             node: of a flow.
@@ -125,6 +150,7 @@ class Deployment:
             run_parameters: see :class:`~chatlearn.runtime.worker.StepCall`.
             used: something reads the output, so there must be one.
             micro_batch_size: in a training flow.
+            after: outputs that have to be there first.
         """
         replicas = self._replicas[node.module.name]
         call = StepCall(
@@ -132,7 +158,7 @@ class Deployment:
             phase=phase,
             occurrence=node.occurrence,
             index=index,
-            constants=dict(node.constants),
+            constants=with_clients(dict(node.constants), self._ref, BaseModule),
             run_parameters=run_parameters,
             ids=ids,
             used=used,
@@ -140,9 +166,15 @@ class Deployment:
             place=place,
         )
         inputs = {name: tuple(values[i] for i in indices) for name, indices in node.inputs.items()}
-        output, metrics = self.cluster.call_pair(replicas[index % len(replicas)], "run", call, inputs)
-        self._pending.append((metrics, "eval/" if phase == "eval" else ""))
-        return output
+        handle, submitted = replicas[index % len(replicas)], time.perf_counter()
+        output, report = self.cluster.call_pair(handle, "run", call, inputs, after)
+        self._pending.append(Call(output, report, phase, handle, node.label, index, len(ids), submitted))
+        return self._pending[-1]
+
+    def window(self, modules: Collection[str]) -> int:
+        """Batches of a flow over these modules that may be in flight at a time."""
+        overlaps = self.config.runtime_env.local_threads > 1
+        return 2 * sum(len(self._replicas[name]) for name in modules) if overlaps else 1
 
     def call_step(self, module: BaseModule, step: str, data: Sequence[Batch]) -> Batch | None:
         """Runs one step on batches of the driver and returns its output; what it logs is dropped."""
@@ -174,16 +206,71 @@ class Deployment:
         output, _ = self.cluster.call_pair(self._replicas[module.name][0], "run", call, inputs)
         return self.cluster.get(output)
 
+    def settle(self) -> None:
+        """Waits for all calls and takes their reports, in the order of submission."""
+        pending, self._pending = self._pending, []
+        for call in pending:
+            report: Report = self.cluster.get(call.report)
+            self.metrics.add(report.metrics, "eval/" if call.phase == "eval" else "")
+            self.puts.update(report.puts)
+            if self.trace is not None and report.end > report.start > 0:
+                waited = max(report.start - call.submitted, 0.0)
+                details = {"phase": call.phase, "batch": call.index, "rows": call.num_rows}
+                self.trace.add(str(call.handle), call.name, report.start, report.end, waited, **details)
+
     def take_metrics(self) -> dict[str, float]:
         """Reduced metrics of all calls since the last time; waits for these calls."""
-        pending, self._pending = self._pending, []
-        for future, prefix in pending:
-            self.metrics.add(self.cluster.get(future), prefix)
+        self.settle()
         return self.metrics.take()
 
-    def _wait(self, futures: Iterable[Future]) -> None:
-        for future in list(futures):
+    def _hook(self, method: str, handles: Sequence[Handle], *args: Any) -> None:
+        for future in [self.cluster.call(handle, method, *args) for handle in handles]:
             self.cluster.get(future)
+        for handle in handles:
+            self._pending.append(Call(None, self.cluster.call(handle, "take_report"), "hook", handle, method))
+
+    def _ref(self, module: BaseModule) -> ClientRef:
+        """A module among the constants of a call, as it travels."""
+        steps = {name: step_signature(function).data for name, function in module._step_functions.items()}
+        return ClientRef(module.name, steps, len(self._replicas[module.name]))
+
+    def _share(self, values: Mapping[str, Any]) -> None:
+        self.shared.update(values)
+        for future in [self.cluster.call(handle, "share", dict(values)) for handle in self.handles()]:
+            self.cluster.get(future)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call that is on its way, or has ended.
+
+    Attributes:
+        output: future of what the step returns.
+        report: future of its :class:`~chatlearn.runtime.worker.Report`.
+        phase: of the run.
+        handle: the replica.
+        name: of the step, for people.
+        index: number of the batch.
+        num_rows: of the input.
+        submitted: ``time.perf_counter()`` when it went out, in seconds.
+    """
+
+    output: Future | None
+    report: Future
+    phase: str
+    handle: Handle
+    name: str
+    index: int = 0
+    num_rows: int = 0
+    submitted: float = 0.0
+
+
+class Trace(Protocol):
+    """Where the spans of calls go; times in seconds of ``time.perf_counter()``."""
+
+    def add(self, track: str, name: str, start: float, end: float, waited: float, **args: Any) -> None:
+        """Takes the span of one call; ``waited`` is the time between its submission and its start."""
+        ...
 
 
 def _model_args(module: BaseModule, model: ModelConfig) -> Any:

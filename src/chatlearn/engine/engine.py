@@ -2,41 +2,28 @@
 
 from __future__ import annotations
 
-import gc
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from types import FrameType
 from typing import Any
 
 from chatlearn.checkpoint.run_folder import RunFolder, claim_run_folder
-from chatlearn.config.active import active_generation, get_config, init
-from chatlearn.config.schema import Config
 from chatlearn.data.stream import StreamDataset
-from chatlearn.engine.check import check_datasets, check_modules, check_syncs, collect_modules
+from chatlearn.engine.callbacks import EpisodeInfo
 from chatlearn.engine.deployment import Deployment
 from chatlearn.engine.environment import Environment
 from chatlearn.engine.evaluator import Evaluation, Evaluator
+from chatlearn.engine.process import Interrupted, frozen_heap, sigterm_raises
 from chatlearn.engine.run import Run
 from chatlearn.engine.trainer import Trainer
+from chatlearn.engine.wiring import Wiring
 from chatlearn.errors import EngineError
 from chatlearn.flow.render import render
-from chatlearn.modules.base import BaseModule, take_ownership
+from chatlearn.modules.base import BaseModule
+from chatlearn.observe.summary import summary_table
 from chatlearn.runtime.seeding import derive_seed, preserved_globals
 from chatlearn.sync.sync import ParameterSync
 from chatlearn.types import Batch
-
-
-class Interrupted(KeyboardInterrupt, SystemExit):
-    """The run was ended by Ctrl-C or SIGTERM, with everything closed. Uncaught, the process exits with ``code`` (130
-    or 143).
-    """
-
-    def __init__(self, code: int) -> None:
-        SystemExit.__init__(self, code)
-
 
 _only_checking: ContextVar[list[Engine] | None] = ContextVar("only_checking", default=None)
 
@@ -56,7 +43,7 @@ def checking_only() -> Iterator[list[Engine]]:
         _only_checking.reset(token)
 
 
-class Engine:
+class Engine(Wiring):
     """Makes experience, trains on it, keeps rollout weights in step, measures, saves.
 
     Args:
@@ -71,44 +58,13 @@ class Engine:
         trainer: Trainer | None = None,
         evaluator: Evaluator | None = None,
     ) -> None:
-        self.environment, self.trainer, self.evaluator = environment, trainer, evaluator
-        self._take_modules()
-        self._prompts: Sequence[Any] | None = None
-        self._pairs: list[tuple[BaseModule, BaseModule]] = []
-        self._config: Config | None = None
+        super().__init__(environment, trainer, evaluator)
+        self._now: EpisodeInfo | None = None
+        self._stop_reason: str | None = None
+        self._save_asked = False
         self._deployment: Deployment | None = None
         self._run: Run | None = None
-        self._syncs: list[ParameterSync] = []
-
-    def set_environment(self, environment: Environment | None) -> Engine:
-        """Replaces the environment."""
-        self.environment = environment
-        self._take_modules()
-        return self
-
-    def set_trainer(self, trainer: Trainer | None) -> Engine:
-        """Replaces the trainer."""
-        self.trainer = trainer
-        self._take_modules()
-        return self
-
-    def set_evaluator(self, evaluator: Evaluator | None) -> Engine:
-        """Replaces the evaluator."""
-        self.evaluator = evaluator
-        self._take_modules()
-        return self
-
-    def set_dataset(self, prompts: Sequence[Any]) -> Engine:
-        """Sets the prompts of the environment, or of the trainer where there is no environment."""
-        self._prompts = prompts
-        return self
-
-    def set_parameter_sync(self, source: BaseModule, destination: BaseModule) -> Engine:
-        """After each training phase, and before the first episode, ``destination.model`` gets the weights of
-        ``source.model``.
-        """
-        self._pairs.append((source, destination))
-        return self
+        self._syncs: list[tuple[ParameterSync, int]] = []
 
     def learn(self) -> Evaluation | None:
         """Runs the episodes of the configuration: experience, training, sync, evaluation, record, checkpoint.
@@ -127,26 +83,34 @@ class Engine:
         folder = self._claim_folder()
         if folder.finished:
             print(folder.note)
-            self._run = Run(self._settled, folder, trained=[], synced=[])
+            self._run = Run(self._settled, folder, trained=[], synced={})
             return None
-        evaluation = None
         with self._running(folder) as run:
-            self._sync_parameters(run, run.state.weight_version or 1)
-            for _ in range(run.state.episode, self._num_episodes):
-                self._hook("before_episode", run)
-                experience = self._make_experience(run)
-                self._train(run, experience)
-                self._sync_parameters(run, run.state.weight_version + 1)
-                self._hook("after_episode", run)
-                metrics = self._end_episode(run)
-                if self._evaluation_is_due(run):
-                    evaluation = self._evaluate(run)
-                    metrics |= evaluation.metrics
-                run.log(metrics, len(experience))
-                if run.save_is_due:
-                    run.save(self._deployed)
-            run.finish(self._deployed)
+            self._sync_parameters(run, run.state.episode, is_first=True)
+            evaluation = self._evaluate_before(run)
+            while run.state.episode < self._num_episodes and self._stop_reason is None:
+                with run.profile(run.state.episode + 1):
+                    evaluation = self._run_episode(run) or evaluation
+            run.finish(self._deployed, self._stop_reason)
         return evaluation
+
+    def _run_episode(self, run: Run) -> Evaluation | None:
+        info = self._begin_episode(run)
+        info.experience = self._make_experience(run)
+        self._reach("after_experience", run)
+        self._train(run, info.experience)
+        self._reach("after_train", run)
+        self._sync_parameters(run, run.state.episode + 1)
+        self._reach("after_sync", run)
+        self._end_episode(run, info)
+        if self._evaluation_is_due(run):
+            info.evaluation = self._evaluate(run)
+            info.metrics |= info.evaluation.metrics
+            self._reach("after_evaluate", run)
+        run.log(info.metrics, len(info.experience))
+        self._reach("after_log", run)
+        self._save(run, info)
+        return info.evaluation
 
     def evaluate(self, evaluator: Evaluator | None = None) -> Evaluation:
         """One evaluation with the weights as they are: before ``learn()`` those of ``setup``, afterwards the trained
@@ -171,7 +135,8 @@ class Engine:
                 "engine's modules."
             )
         with preserved_globals():
-            return evaluator.evaluate(self._deployed, "evaluation")
+            episode, steps = (0, 0) if self._run is None else (self._run.state.episode, self._run.state.global_batches)
+            return evaluator.evaluate(self._deployed, episode, steps)
 
     def call(self, step: Callable[..., Any], *data: Batch) -> Batch | None:
         """Runs one step of a module of this engine, as in ``engine.call(policy.forward_step, {"prompt": […]})``.
@@ -202,11 +167,39 @@ class Engine:
             checked.append(self)
         return "\n\n".join([*(render(executor.graph) for executor in self._executors), *self._checked_notes()])
 
+    def save_checkpoint(self) -> None:
+        """Saves the run as it is; called inside of an episode (by a callback), at the end of that episode.
+
+        Raises:
+            EngineError: ``learn()`` has not begun, so there is no run to save.
+        """
+        if self._now is not None:
+            self._save_asked = True
+            return
+        if self._run is None or self._deployment is None:
+            raise EngineError("There is nothing to save yet: call save_checkpoint() in a callback, or after learn().")
+        self._run.save(self._deployment)
+
+    def logging_summary(self) -> str:
+        """Prints metrics and times of the last complete episode as a table, and returns the text.
+
+        Raises:
+            EngineError: no episode is complete.
+        """
+        if self._run is None or self._run.last_row is None:
+            raise EngineError("There is nothing to sum up yet: no episode of this engine is complete.")
+        table = summary_table(self._run.last_row)
+        print(table)
+        return table
+
     def stop(self) -> None:
-        """Ends all replicas. A later call starts them anew."""
-        if self._deployment is not None:
-            self._deployment.stop()
-            self._deployment = None
+        """Ends all replicas; a later call starts them anew. Inside of an episode (called by a callback) it ends the
+        run after that episode.
+        """
+        if self._now is not None:
+            self._stop_reason = "engine.stop() was called"
+        else:
+            self._end_deployment()
 
     @property
     def run(self) -> Run:
@@ -224,14 +217,13 @@ class Engine:
 
     def _make_experience(self, run: Run) -> StreamDataset:
         runtime, episode = run.config.runtime, run.state.episode
+        maker = self.environment or self.trainer
+        source = iter(()) if maker is None else maker.stream(self._deployed, run.state)
         experience = StreamDataset(
-            runtime.train_global_batch_size, lambda epoch: derive_seed(runtime.seed, "order", episode, epoch)
+            runtime.train_global_batch_size, lambda epoch: derive_seed(runtime.seed, "order", episode, epoch), source
         )
-        if self.environment is not None:
-            self.environment.make_experience(self._deployed, run.state, experience)
-            run.log_samples(self._deployed, experience.experience)
-        elif self.trainer is not None:
-            self.trainer.read_dataset(self._deployed, run.state, experience)
+        if not self._trains_on_arrival:
+            experience.fill()
         run.lap("experience")
         return experience
 
@@ -239,23 +231,57 @@ class Engine:
         if self.trainer is not None:
             self.trainer.train(self._deployed, run.state, experience)
             run.lap("train")
+        if self.environment is not None:
+            run.log_samples(self._deployed, experience.experience)
 
-    def _sync_parameters(self, run: Run, version: int) -> None:
-        for sync in self._syncs:
+    def _sync_parameters(self, run: Run, episodes: int, is_first: bool = False) -> None:
+        """Syncs the pairs whose turn it is after so many episodes; all of them share the number of the version."""
+        due = [sync for sync, frequency in self._syncs if episodes % frequency == 0]
+        version = run.state.weight_version or 1 if is_first else run.state.weight_version + 1
+        for sync in due:
             sync.sync(version)
             run.state.weight_version = version
         run.lap("sync")
 
-    def _hook(self, method: str, run: Run) -> None:
-        self._deployed.hook(method, f"episode {run.state.episode + 1}")
+    def _begin_episode(self, run: Run) -> EpisodeInfo:
+        self._now = EpisodeInfo(self, run.state.episode)
+        self._deployed.publish()
+        self._deployed.hook("before_episode", f"episode {run.state.episode + 1}")
+        self._reach("before_episode", run)
+        return self._now
 
-    def _end_episode(self, run: Run) -> dict[str, float]:
+    def _reach(self, point: str, run: Run) -> None:
+        """Runs the callbacks of a point of the episode."""
+        assert self._now is not None
+        self._callbacks.run(point, self._now, run.config.runtime.seed)
+
+    def _end_episode(self, run: Run, info: EpisodeInfo) -> None:
+        self._deployed.hook("after_episode", f"episode {run.state.episode + 1}")
         run.state.episode += 1
-        return self._deployed.take_metrics()
+        info.metrics |= self._deployed.take_metrics()
+        self._reach("after_episode", run)
+
+    def _save(self, run: Run, info: EpisodeInfo) -> None:
+        """Saves what is due, and sees whether the run has seen enough."""
+        is_best = run.best.update(info.metrics)
+        if run.save_is_due or self._save_asked or is_best:
+            run.save(self._deployed, is_best)
+            self._reach("after_save", run)
+        self._save_asked, self._now = False, None
+        self._stop_reason = self._stop_reason or run.best.reason_to_stop
+
+    def _evaluate_before(self, run: Run) -> Evaluation | None:
+        if not run.config.runtime.enable_eval_before_training or run.state.episode or self.evaluator is None:
+            return None
+        if not self._trains_or_samples:
+            return None
+        evaluation = self._evaluate(run)
+        run.log(evaluation.metrics, 0)
+        return evaluation
 
     def _evaluate(self, run: Run) -> Evaluation:
         assert self.evaluator is not None
-        evaluation = self.evaluator.evaluate(self._deployed, f"evaluation after episode {run.state.episode}")
+        evaluation = self.evaluator.evaluate(self._deployed, run.state.episode, run.state.global_batches)
         run.lap("evaluate")
         return evaluation
 
@@ -268,52 +294,14 @@ class Engine:
     # -- starting and ending --
 
     @property
-    def _trains_or_samples(self) -> bool:
-        return self.environment is not None or self.trainer is not None
-
-    @property
     def _num_episodes(self) -> int:
         """An engine that only measures does so once."""
         return self._settled.runtime.num_episode if self._trains_or_samples else 1
 
     @property
-    def _executors(self) -> list[Environment | Trainer | Evaluator]:
-        return [executor for executor in (self.environment, self.trainer, self.evaluator) if executor is not None]
-
-    @property
-    def _modules(self) -> dict[str, BaseModule]:
-        return collect_modules(executor.graph for executor in self._executors)
-
-    @property
     def _deployed(self) -> Deployment:
         assert self._deployment is not None
         return self._deployment
-
-    @property
-    def _settled(self) -> Config:
-        """The configuration of this engine: what ``init`` had set when the engine first needed it; else as by
-        ``init()``.
-        """
-        if self._config is None:
-            self._config = get_config() if active_generation() else init()
-        return self._config
-
-    def _take_modules(self) -> None:
-        for executor in self._executors:
-            for module in executor.graph.modules.values():
-                take_ownership(module)
-
-    def _checked_notes(self) -> list[str]:
-        modules = self._modules
-        trained = [] if self.trainer is None else [n.module.name for n in self.trainer.graph if n.step == "train_step"]
-        notes = check_modules(self._settled, modules, list(dict.fromkeys(trained)))
-        if self._prompts is not None and self.environment is not None:
-            self.environment.prompts = self._prompts
-        elif self._prompts is not None and self.trainer is not None:
-            self.trainer.prompts = self._prompts
-        check_datasets(self.environment, self.trainer, self.evaluator)
-        check_syncs(self._pairs, modules)
-        return notes
 
     def _end_of_check(self) -> None:
         """A check starts nothing, so it ends where the program goes on with what only a run can give."""
@@ -324,19 +312,20 @@ class Engine:
             raise SystemExit(0)
 
     def _claim_folder(self) -> RunFolder:
+        runtime = self._settled.runtime
         if self._run is not None:
             raise EngineError("This engine has learned already. Make a new one; or resume its run with runtime.resume.")
         self._checked_notes()
-        runtime = self._settled.runtime
         return claim_run_folder(runtime.output_dir, runtime.exp_name, runtime.resume)
 
     def _deploy(self) -> None:
         """Starts the modules, once."""
+        self._end_of_check()
+        config = self._settled
         if self._deployment is not None:
             return
-        self._end_of_check()
         notes = self._checked_notes()
-        deployment = Deployment(self._settled, self._modules)
+        deployment = Deployment(config, self._modules)
         try:
             with preserved_globals():
                 deployment.start()
@@ -347,72 +336,51 @@ class Engine:
         for note in notes:
             print(f"note: {note}")
 
+    def _end_deployment(self) -> None:
+        self._now = None
+        if self._deployment is not None:
+            self._deployment.stop()
+            self._deployment = None
+
     @contextmanager
     def _running(self, folder: RunFolder) -> Iterator[Run]:
         """Everything open; afterwards files are closed, on whatever way out."""
         trained = [] if self.trainer is None else list(self.trainer.graph.modules)
-        run = self._run = Run(self._settled, folder, trained, [destination.name for _, destination in self._pairs])
+        synced = {destination.name: frequency for _, destination, frequency in self._frequencies()}
+        run = self._run = Run(self._settled, folder, trained, synced)
         run.check_resume(self._modules)
-        with preserved_globals(), _sigterm_raises():
+        with preserved_globals(), sigterm_raises():
             try:
                 run.write_config()
                 self._deploy()
                 run.open(self._deployed, self._num_episodes)
-                self._syncs = open_syncs(self._deployed, self._pairs, run.note)
-                with _frozen_heap():
+                self._syncs = open_syncs(self._deployed, self._frequencies(), run.note)
+                with frozen_heap():
                     run.lap("setup")
                     yield run
             except KeyboardInterrupt as interrupt:
                 run.end("interrupted")
-                self.stop()
+                self._end_deployment()
                 raise Interrupted(getattr(interrupt, "code", 130)) from None
             except BaseException:
                 run.end("failed")
-                self.stop()
+                self._end_deployment()
                 raise
 
 
 def open_syncs(
-    deployment: Deployment, pairs: Sequence[tuple[BaseModule, BaseModule]], note: Callable[[str], None]
-) -> list[ParameterSync]:
-    """Plans the sync of each pair; a pair without parameters is a note.
+    deployment: Deployment, pairs: Iterable[tuple[BaseModule, BaseModule, int]], note: Callable[[str], None]
+) -> list[tuple[ParameterSync, int]]:
+    """Plans the sync of each pair, beside its frequency; a pair without parameters is a note.
 
     Raises:
         SyncError: the weights of a pair do not fit.
     """
-    syncs = [
-        ParameterSync(deployment.cluster, deployment.handles(source.name)[0], deployment.handles(destination.name))
-        for source, destination in pairs
-    ]
-    for sync in syncs:
+    syncs = []
+    for source, destination, frequency in pairs:
+        replicas = deployment.handles(destination.name)
+        sync = ParameterSync(deployment.cluster, deployment.handles(source.name)[0], replicas)
         if sync.note:
             note(f"note: {sync.note}")
+        syncs.append((sync, frequency))
     return syncs
-
-
-@contextmanager
-def _frozen_heap() -> Iterator[None]:
-    """What is alive before a run stays so: the garbage collector need not walk over it again and again."""
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-
-
-@contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """SIGTERM ends a run as Ctrl-C does (in the main thread, where signals arrive)."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def end(number: int, frame: FrameType | None) -> None:
-        raise Interrupted(128 + number)
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from chatlearn.checkpoint.store import RunState
 from chatlearn.data.sampler import Sampler
-from chatlearn.data.stream import Experience, StreamDataset
+from chatlearn.data.stream import Experience
 from chatlearn.engine.deployment import Deployment
 from chatlearn.engine.executor import Executor, check_steps
 from chatlearn.flow.graph import Node
@@ -33,18 +34,23 @@ class Environment(Executor):
         self.prompts = prompts
         return self
 
-    def make_experience(self, deployment: Deployment, state: RunState, experience: StreamDataset) -> None:
-        """Fills ``experience`` with one episode, batch by batch, and moves the positions in ``state`` on."""
+    def stream(self, deployment: Deployment, state: RunState) -> Iterator[Experience]:
+        """Makes one episode's experience, batch by batch, and moves the positions in ``state`` on.
+
+        As many batches are in flight as the cluster can use; they come out complete, in batch order.
+        """
         runtime = deployment.config.runtime
         assert self.graph.root is not None
         root = self.graph.root.module.name
         key, length = deployment.open_dataset(root, self.prompts, is_eval=False)
-        sampler = Sampler(runtime.seed, length)
+        sampler = Sampler(runtime.seed, length, shuffle=runtime.data_shuffle)
         size, end = self.batch_size(deployment), state.position + runtime.sample_per_episode
+        window = deployment.window(self.graph.modules)
+        in_flight: deque[Experience] = deque()
         while state.position < end:
             ids = sampler.ids(state.position, min(size, end - state.position), state.weight_version)
             batch = deployment.fetch(root, key, sampler.indices(ids), state.position)
-            outputs = self.run(
+            outputs, made = self.run(
                 deployment,
                 batch,
                 ids,
@@ -52,8 +58,17 @@ class Environment(Executor):
                 counters=state.generation_batches,
                 place=f"episode {state.episode + 1}",
             )
-            experience.add(Experience(outputs, ids))
+            in_flight.append(Experience(outputs, made))
             state.position += len(ids)
+            if len(in_flight) >= window:
+                yield _complete(deployment, in_flight.popleft())
+        while in_flight:
+            yield _complete(deployment, in_flight.popleft())
+
+
+def _complete(deployment: Deployment, experience: Experience) -> Experience:
+    deployment.cluster.wait(experience.sources, len(experience.sources))
+    return experience
 
 
 def _no_training(node: Node) -> str | None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import numbers
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from chatlearn.data.sampler import Sampler
 from chatlearn.engine.deployment import Deployment
@@ -12,24 +14,27 @@ from chatlearn.engine.environment import _no_training
 from chatlearn.engine.executor import Executor, check_steps
 from chatlearn.errors import EngineError
 from chatlearn.modules.base import merge_batches
+from chatlearn.runtime.base import Future
 from chatlearn.types import Batch
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one pass over an evaluation data set gave.
+    """What one pass over the evaluation data sets gave.
 
     Attributes:
-        metrics: what the steps logged, reduced over the data set, as ``eval/<module>/<name>``.
-        results: what the flow yields, batch by batch, in the order of the data set.
+        metrics: what the steps logged, reduced over a data set, as ``eval/<module>/<name>``; with several data sets
+            ``eval/<data set>/<module>/<name>``. Numbers that ``post_process`` returns as a dict are among them.
+        results: what ``post_process`` returned; without one, what the flow yields, batch by batch, in the order of the
+            data set. With several data sets a dict from their names to these.
     """
 
     metrics: dict[str, float]
-    results: list[Batch]
+    results: Any
 
 
 class Evaluator(Executor):
-    """Runs a flow, usually of ``eval_step`` calls, over the whole of a data set, in order.
+    """Runs a flow, usually of ``eval_step`` calls, over the whole of one or more data sets, in order.
 
     Args:
         flow: ``def eval_flow(batch): …``.
@@ -41,35 +46,98 @@ class Evaluator(Executor):
     def __init__(self, flow: Callable[[Any], Any]) -> None:
         super().__init__(flow)
         check_steps(self.graph, _no_training)
-        self.prompts: Sequence[Any] | None = None
+        self._datasets: dict[str, Sequence[Any]] = {}
+        self._post_process: Callable[[list[Batch], dict[str, Any]], Any] | None = None
 
-    def set_dataset(self, prompts: Sequence[Any]) -> Evaluator:
+    @property
+    def datasets(self) -> Mapping[str, Sequence[Any]]:
+        """The data sets by name; a single one is called ``""``."""
+        return self._datasets
+
+    def set_dataset(self, prompts: Sequence[Any]) -> Self:
         """Sets the prompts that the first module of the flow builds its evaluation data set from."""
-        self.prompts = prompts
+        self._datasets = {"": prompts}
         return self
 
-    def evaluate(self, deployment: Deployment, place: str) -> Evaluation:
-        """One pass over the data set.
+    def set_multiple_datasets(self, datasets: Mapping[str, Sequence[Any]] | Sequence[Sequence[Any]]) -> Self:
+        """Sets several data sets: a dict from names to prompts, or a list (the names are then ``0``, ``1``, …).
+
+        Raises:
+            EngineError: there are none, or a name is no plain word.
+        """
+        named = dict(datasets) if isinstance(datasets, Mapping) else {str(i): d for i, d in enumerate(datasets)}
+        if not named or not all(isinstance(name, str) and name and "/" not in name for name in named):
+            raise EngineError(
+                "Evaluator.set_multiple_datasets takes a dict such as {'easy': prompts, 'hard': prompts}; names are "
+                f"text without '/'. Got {', '.join(map(repr, named)) or 'no data sets'}."
+            )
+        self._datasets = named
+        return self
+
+    def set_post_process_func(self, function: Callable[[list[Batch], dict[str, Any]], Any]) -> Self:
+        """Has ``function(results, info)`` called where a subclass would define :meth:`post_process`."""
+        self._post_process = function
+        return self
+
+    def post_process(self, results: list[Batch], info: dict[str, Any]) -> Any:
+        """What to make of the results of one data set; define it in a subclass.
+
+        Args:
+            results: what the flow yields, batch by batch, in the order of the data set.
+            info: ``episode`` (complete ones), ``train_iteration`` (global batches trained on) and ``dataset`` (its
+                name, ``""`` for a single one).
+
+        Returns:
+            Stands in :attr:`Evaluation.results`; the numbers of a dict are metrics ``eval/<name>`` too.
+        """
+        return results if self._post_process is None else self._post_process(results, info)
+
+    def evaluate(self, deployment: Deployment, episode: int, train_iteration: int) -> Evaluation:
+        """One pass over each data set.
 
         Raises:
             EngineError: no data set was set.
         """
-        if self.prompts is None:
+        if not self._datasets:
             raise EngineError(
                 f"The evaluator of {self.graph.name} has no data set. Call `Evaluator(…).set_dataset(prompts)`."
             )
+        metrics: dict[str, float] = {}
+        results: dict[str, Any] = {}
+        deployment.settle()
+        for name, prompts in self._datasets.items():
+            outputs = self._pass_over(deployment, prompts, f"evaluation after episode {episode}")
+            found = deployment.take_metrics()
+            info = {"episode": episode, "train_iteration": train_iteration, "dataset": name}
+            results[name] = self.post_process(outputs, info)
+            if isinstance(results[name], dict):
+                found |= {f"eval/{key}": value for key, value in results[name].items() if _is_number(value)}
+            prefix = f"eval/{name}/" if name else "eval/"
+            metrics |= {prefix + key.removeprefix("eval/"): value for key, value in found.items()}
+        return Evaluation(metrics, results.get("", results))
+
+    def _pass_over(self, deployment: Deployment, prompts: Sequence[Any], place: str) -> list[Batch]:
         assert self.graph.root is not None
         root = self.graph.root.module.name
-        key, length = deployment.open_dataset(root, self.prompts, is_eval=True)
-        sampler, size = (
-            Sampler(deployment.config.runtime.seed, length, shuffle=False),
-            self.batch_size(deployment),
-        )
+        key, length = deployment.open_dataset(root, prompts, is_eval=True)
+        sampler, size = Sampler(deployment.config.runtime.seed, length, shuffle=False), self.batch_size(deployment)
+        window = deployment.window(self.graph.modules)
         counters: dict[str, int] = {}
-        results = []
+        results: list[Batch] = []
+        in_flight: deque[tuple[Future, ...]] = deque()
         for position in range(0, length, size):
             ids = sampler.ids(position, min(size, length - position))
             batch = deployment.fetch(root, key, sampler.indices(ids), position)
-            outputs = self.run(deployment, batch, ids, phase="eval", counters=counters, place=place, is_eval=True)
-            results.append(merge_batches([deployment.cluster.get(output) or {} for output in outputs]))
-        return Evaluation(deployment.take_metrics(), results)
+            outputs, _ = self.run(deployment, batch, ids, phase="eval", counters=counters, place=place, is_eval=True)
+            in_flight.append(outputs)
+            if len(in_flight) >= window:
+                results.append(_merged(deployment, in_flight.popleft()))
+        return results + [_merged(deployment, outputs) for outputs in in_flight]
+
+
+def _merged(deployment: Deployment, outputs: Sequence[Future]) -> Batch:
+    return merge_batches([deployment.cluster.get(output) or {} for output in outputs])
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)

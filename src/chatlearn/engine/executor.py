@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-from chatlearn.engine.deployment import Deployment
+from chatlearn.engine.deployment import Call, Deployment
 from chatlearn.errors import FlowError
 from chatlearn.flow.graph import BATCH, Graph, Node
 from chatlearn.flow.trace import trace
 from chatlearn.runtime.base import Future
-from chatlearn.runtime.worker import Rows
+from chatlearn.runtime.worker import Report, Rows
 from chatlearn.types import SampleIds
 
 
@@ -31,7 +31,7 @@ class Executor:
         """Samples drawn at a time: the largest generation batch of the flow's modules; smaller ones get pieces of
         it.
         """
-        return max(deployment.batch_size(name) for name in self.graph.modules)
+        return max(deployment.batch_size(node.module.name) for node in self.graph)
 
     def run(
         self,
@@ -43,7 +43,7 @@ class Executor:
         counters: dict[str, int],
         place: str,
         is_eval: bool = False,
-    ) -> tuple[Future, ...]:
+    ) -> tuple[tuple[Future, ...], SampleIds]:
         """Runs the flow on one batch.
 
         Args:
@@ -56,46 +56,110 @@ class Executor:
             is_eval: passed to steps whose signature has ``is_eval``.
 
         Returns:
-            What the flow yields: one future per value, to be merged in order.
+            What the flow yields: one future per value, to be merged in order; and the ids of its rows.
         """
-        values: dict[int, tuple[Rows, ...]] = {BATCH: (Rows((batch,)),)}
+        pass_ = _Pass(self.graph, deployment, batch, ids)
         advanced: dict[str, int] = {}
         for node in self.graph:
+            rows = pass_.ids[node.space]
             size = deployment.batch_size(node.module.name)
-            starts = range(0, len(ids), size)
-            outputs = []
-            for number, start in enumerate(starts):
-                stop = min(start + size, len(ids))
-                iteration = counters.get(node.module.name, 0) + number
-                outputs.append(
+            calls: list[Call] = []
+            for start in range(0, len(rows), size):
+                piece = None if len(rows) <= size else range(start, min(start + size, len(rows)))
+                iteration = counters.get(node.module.name, 0) + len(calls)
+                calls.append(
                     deployment.run(
                         node,
-                        values if len(starts) == 1 else _rows(values, node, start, stop),
-                        ids if len(starts) == 1 else ids.slice(start, stop),
+                        pass_.inputs(node, piece),
+                        rows if piece is None else rows.take(piece),
                         phase=phase,
                         index=iteration,
                         place=f"{place}, batch {iteration}",
                         run_parameters={"iteration": iteration, "is_eval": is_eval},
                         used=node.index in self.graph.used,
+                        after=pass_.ends(node),
                     )
                 )
-            advanced[node.module.name] = len(starts)
-            if node.index in self.graph.used:
-                values[node.index] = (Rows((self._joined(deployment, node, outputs),)),)
+            advanced[node.module.name] = len(calls)
+            pass_.finish(node, calls)
         for name, count in advanced.items():
             counters[name] = counters.get(name, 0) + count
-        return tuple(values[i][0].sources[0] for i in self.graph.outputs)
+        return pass_.outputs()
 
-    def _joined(self, deployment: Deployment, node: Node, outputs: list[Future]) -> Future:
+
+class _Pass:
+    """One batch on its way through a flow: what each value stands for, and which rows there are in each row space."""
+
+    def __init__(self, graph: Graph, deployment: Deployment, batch: Future, ids: SampleIds) -> None:
+        self.ids = {BATCH: ids}
+        self._graph, self._deployment = graph, deployment
+        self._values: dict[int, Future] = {BATCH: batch}
+        self._calls: dict[int, list[Call]] = {}
+        self._source_rows: dict[int, list[int]] = {}
+
+    def inputs(self, node: Node, piece: range | None) -> dict[int, tuple[Rows, ...]]:
+        """The values that a node reads, rows of ``piece`` only."""
+        return {index: (self._rows(index, node.space, piece),) for index in node.sources}
+
+    def ends(self, node: Node) -> tuple[Future, ...]:
+        """Outputs that have to be there before the node starts, beside its inputs."""
+        return tuple(call.output for index in node.after for call in self._calls[index])
+
+    def finish(self, node: Node, calls: list[Call]) -> None:
+        """Takes what the calls of a node gave."""
+        self._calls[node.index] = calls
+        if node.index in self._graph.used and calls:
+            self._values[node.index] = self._joined(node, [call.output for call in calls])
+        if node.reshapes:
+            self._reshape(node, calls)
+
+    def outputs(self) -> tuple[tuple[Future, ...], SampleIds]:
+        """What the flow yields, in the deepest row space among its values."""
+        space = self._graph.output_space
+        ids = self.ids[space]
+        if not len(ids):
+            return (), ids
+        return tuple(self._aligned(index, space) for index in self._graph.outputs), ids
+
+    def _rows(self, index: int, space: int, piece: range | None) -> Rows:
+        rows = self._path(index, space)
+        if rows is not None and piece is not None:
+            return Rows((self._values[index],), [rows[row] for row in piece])
+        return Rows((self._values[index],), piece if rows is None else rows)
+
+    def _path(self, index: int, space: int) -> list[int] | None:
+        """Rows of a value that the rows of a later space were made of; ``None`` where they are the same."""
+        rows: list[int] | None = None
+        own = self._graph.space(index)
+        for step in self._graph.lineage(space):
+            if step == own:
+                break
+            rows = self._source_rows[step] if rows is None else [self._source_rows[step][row] for row in rows]
+        return rows
+
+    def _reshape(self, node: Node, calls: list[Call]) -> None:
+        """Begins a row space; waits for the calls, since nobody else knows how many rows there are."""
+        ids, rows = self.ids[node.space], []
+        offset = 0
+        for call in calls:
+            report: Report = self._deployment.cluster.get(call.report)
+            rows += [offset + row for row in report.source_rows or ()]
+            offset += call.num_rows
+        self._source_rows[node.index] = rows
+        self.ids[node.index] = ids.take(rows) if node.filters else ids.expanded(rows)
+
+    def _aligned(self, index: int, space: int) -> Future:
+        rows = self._path(index, space)
+        if rows is None:
+            return self._values[index]
+        handle = self._deployment.handles(next(iter(self._graph.modules)))[0]
+        return self._deployment.cluster.call(handle, "gather", (Rows((self._values[index],), rows),))
+
+    def _joined(self, node: Node, outputs: list[Future]) -> Future:
         if len(outputs) == 1:
             return outputs[0]
-        handle = deployment.handles(node.module.name)[0]
-        return deployment.cluster.call(handle, "gather", tuple(Rows((output,)) for output in outputs))
-
-
-def _rows(values: Mapping[int, tuple[Rows, ...]], node: Node, start: int, stop: int) -> dict[int, tuple[Rows, ...]]:
-    """The same rows of every value that a node reads."""
-    return {i: (Rows(values[i][0].sources, range(start, stop)),) for i in node.sources}
+        handle = self._deployment.handles(node.module.name)[0]
+        return self._deployment.cluster.call(handle, "gather", tuple(Rows((output,)) for output in outputs))
 
 
 def check_steps(graph: Graph, allowed: Callable[[Node], str | None]) -> None:

@@ -2,12 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 from chatlearn.engine.engine import Engine
 from chatlearn.engine.environment import Environment
+from chatlearn.engine.evaluator import Evaluation, Evaluator
 from chatlearn.engine.trainer import Trainer
+from chatlearn.errors import EngineError
 from chatlearn.modules.base import BaseModule
+
+
+class EvalEngine(Engine):
+    """Measures only: runs one flow over evaluation data sets.
+
+    Args:
+        eval_flow: ``def eval_flow(batch): …``; or
+        evaluator: an evaluator over it.
+
+    Raises:
+        EngineError: neither or both are given.
+    """
+
+    def __init__(self, eval_flow: Callable[[Any], Any] | None = None, evaluator: Evaluator | None = None) -> None:
+        if (eval_flow is None) == (evaluator is None):
+            raise EngineError("EvalEngine takes a flow, or an evaluator: EvalEngine(eval_flow).")
+        self._measures = Evaluator(eval_flow) if evaluator is None else evaluator  # type: ignore[arg-type]
+        super().__init__(evaluator=self._measures)
+
+    def set_dataset(self, prompts: Sequence[Any]) -> Self:
+        """Sets the prompts to evaluate on."""
+        self._measures.set_dataset(prompts)
+        return self
+
+    def eval(self) -> Evaluation:
+        """One pass over the data; the same as ``evaluate()``."""
+        return self.evaluate()
 
 
 class RLHFEngine(Engine):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,22 @@ from chatlearn.checkpoint.store import (
     RunState,
     check_same_identity,
     load_module,
+    load_shared,
     read_run_state,
     remember_setup,
     save_module,
+    save_shared,
 )
 from chatlearn.config.schema import Config
 from chatlearn.data.stream import Experience
+from chatlearn.engine.best import BestMetric
 from chatlearn.engine.deployment import Deployment
 from chatlearn.modules.base import merge_batches
 from chatlearn.observe.curve import draw_learning_curve
+from chatlearn.observe.profiler import episode_profiler
 from chatlearn.observe.progress import Progress
 from chatlearn.observe.sinks import Sink, open_sinks
+from chatlearn.observe.spans import TraceFile
 from chatlearn.types import Batch
 
 _MAX_NUMBERS = 4096
@@ -42,18 +48,26 @@ class Run:
         config: resolved.
         folder: claimed for this run.
         trained: names of the modules whose whole state a checkpoint keeps.
-        synced: names of the modules that get their ``model`` by parameter sync.
+        synced: names of the modules that get their ``model`` by parameter sync -> episodes between two syncs.
     """
 
-    def __init__(self, config: Config, folder: RunFolder, trained: Sequence[str], synced: Sequence[str]) -> None:
+    def __init__(self, config: Config, folder: RunFolder, trained: Sequence[str], synced: Mapping[str, int]) -> None:
         self.state = RunState()
         self.config, self._folder = config, folder
-        self._trained, self._synced = set(trained), set(synced)
+        self._trained, self._synced = set(trained), dict(synced)
+        self.last_row: dict[str, Any] | None = None
         self._store = CheckpointStore(folder.path / "checkpoints")
         self._started = self._last = time.monotonic()
         self._phases: dict[str, float] = {}
         self._sinks: list[Sink] = []
         self._progress: Progress | None = None
+        self._trace: TraceFile | None = None
+        self.profile: Callable[[int], AbstractContextManager[None]] = lambda episode: nullcontext()
+
+    @property
+    def best(self) -> BestMetric:
+        """The best episode by ``runtime.best_metric``."""
+        return BestMetric(self.config.runtime, self.state)
 
     @property
     def path(self) -> Path:
@@ -85,19 +99,27 @@ class Run:
     def open(self, deployment: Deployment, num_episodes: int) -> None:
         """Restores the counters and modules of the checkpoint, if there is one, and opens the files."""
         for name in deployment.names:
-            deployment.apply(name, remember_setup, name in self._synced)
+            deployment.apply(name, remember_setup, self._synced.get(name) == 1)
         if self._folder.checkpoint is not None:
             self.state, content = read_run_state(self._folder.checkpoint)
             self._store.point_to(self._folder.checkpoint.name)  # an older one, perhaps: what came after it is replaced
             for name in content["modules"]:
                 deployment.apply(name, load_module, str(self._folder.checkpoint), self.state.episode)
+            deployment.restore_shared(load_shared(self._folder.checkpoint))
         self.write_result(status="running")  # whatever an earlier part of the run ended with
-        discard_rows(self.path / "metrics.jsonl", self.state.episode)
-        self._sinks = open_sinks(self.path, self.state.episode + 1)
+        discard_rows(self.path / "metrics.jsonl", self.state.episode if self._folder.checkpoint else -1)
         runtime = self.config.runtime
+        plain = self.config.model_dump(mode="json")
+        self._sinks = open_sinks(
+            self.path, self.state.episode + 1, runtime.sinks, exp_name=runtime.exp_name, config=plain
+        )
+        if runtime.trace:
+            self._trace = deployment.trace = TraceFile(self.path / "trace.json")
         self._progress = Progress(runtime.exp_name, num_episodes, self.state.episode, runtime.log_interval)
-        if self._folder.note:
-            self.note(self._folder.note)
+        for text in filter(None, [self._folder.note, *(sink.note for sink in self._sinks)]):
+            self.note(text)
+        folder = Path(runtime.profiler_dir) if runtime.profiler_dir else self.path / "profile"
+        self.profile = episode_profiler(runtime.profile_episodes, folder)
 
     def note(self, text: str) -> None:
         """Tells the user something, once."""
@@ -122,8 +144,11 @@ class Run:
             "time/episode_seconds": seconds,
             "time/samples_per_second": num_samples / seconds,
         }
+        self.last_row = {"episode": self.state.episode, **row}
         for sink in self._sinks:
             sink.write(self.state.episode, row)
+        if self._trace is not None:
+            self._trace.flush()
         assert self._progress is not None
         self._progress.update(self.state.episode, row)
 
@@ -154,44 +179,59 @@ class Run:
         interval = self.config.runtime.save_episode_interval
         return bool(interval and self.state.episode % interval == 0)
 
-    def save(self, deployment: Deployment) -> None:
-        """Writes a checkpoint of the current state."""
+    def save(self, deployment: Deployment, is_best: bool = False) -> None:
+        """Writes a checkpoint of the current state; ``is_best`` marks it as the one with the best metric."""
+        deployment.settle()
         saved: list[str] = []
         extra = {"modules": saved, "config": self._settings_of(deployment.names)}
         with self._store.write(self.state, extra) as folder:
+            save_shared(folder, deployment.shared, deployment.puts)
             for name in deployment.names:
-                keep = name in self._trained, name in self._synced
-                if deployment.apply_first(name, save_module, str(folder), self.state.episode, *keep):
+                frequency = self._synced.get(name)
+                is_synced = frequency is not None and self.state.episode % frequency == 0
+                arguments = str(folder), self.state.episode, name in self._trained, is_synced
+                if deployment.apply_first(name, save_module, *arguments):
                     saved.append(name)
+        if is_best:
+            self._store.point_to(f"episode-{self.state.episode:06d}", "best")
+        self._store.prune(self.config.runtime.max_data_ckpt_nums)
         self.lap("save")
 
-    def finish(self, deployment: Deployment) -> None:
-        """Exports models, draws the curve and writes ``result.json``."""
+    def finish(self, deployment: Deployment, reason: str | None = None) -> None:
+        """Exports models, draws the curve and writes ``result.json``; ``reason`` says why the run ends early."""
+        if reason:
+            self.note(f"The run ends after {self.state.episode} episodes: {reason}.")
         names = self.config.runtime.export
         policy = "policy" if "policy" in names else next(iter(names), None)
         for name in names:
             deployment.apply_first(name, _export, str(self.path / ("policy" if name == policy else name)))
-        self.close()
+        self.close("finished")
         if problem := self.draw_curve():
             print(problem)
-        self.write_result(status="finished", policy_path=str(self.path / "policy") if policy else None)
+        ended: dict[str, Any] = {"ended_early": reason} if reason else {}
+        if self.config.runtime.best_metric:
+            ended |= {"best_metric": self.state.best_value, "best_episode": self.state.best_episode}
+        self.write_result(status="finished", policy_path=str(self.path / "policy") if policy else None, **ended)
 
     def end(self, status: str) -> None:
         """Closes the files of a run that does not get to its end, and says how to go on."""
-        self.close()
+        self.close(status)
         self.write_result(status=status)
         print(
             f"Run {status} after {self.state.episode} complete episodes. Go on with: runtime.resume={self.path}",
             flush=True,
         )
 
-    def close(self) -> None:
-        """Closes files and display."""
+    def close(self, status: str) -> None:
+        """Closes files and display; ``status`` is what the run ends with."""
         if self._progress is not None:
             self._progress.close()
         for sink in self._sinks:
-            sink.close()
+            sink.close(status)
         self._sinks = []
+        if self._trace is not None:
+            self._trace.close()
+            self._trace = None
 
     def draw_curve(self, marks: dict[str, tuple[int, float]] | None = None) -> str | None:
         """Draws ``learning_curve.png``; returns why not, if not. ``marks`` as in :func:`draw_learning_curve`."""

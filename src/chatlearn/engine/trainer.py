@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from chatlearn.checkpoint.store import RunState
 from chatlearn.data.sampler import Sampler
 from chatlearn.data.stream import Experience, GlobalBatch, StreamDataset
 from chatlearn.engine.deployment import Deployment
-from chatlearn.engine.executor import Executor
-from chatlearn.flow.graph import BATCH
+from chatlearn.engine.executor import Executor, check_steps
+from chatlearn.flow.graph import BATCH, Node
 from chatlearn.runtime.worker import Rows, Value
 
 
@@ -26,25 +26,23 @@ class Trainer(Executor):
 
     def __init__(self, flow: Callable[[Any], Any]) -> None:
         super().__init__(flow)
+        check_steps(self.graph, _keeps_rows)
         self.prompts: Sequence[Any] | None = None
 
-    def read_dataset(self, deployment: Deployment, state: RunState, experience: StreamDataset) -> None:
-        """Fills ``experience`` straight from the data set, for an engine without an environment."""
+    def stream(self, deployment: Deployment, state: RunState) -> Iterator[Experience]:
+        """One episode's samples straight from the data set, for an engine without an environment."""
         runtime = deployment.config.runtime
         assert self.graph.root is not None
         root = self.graph.root.module.name
         key, length = deployment.open_dataset(root, self.prompts, is_eval=False)
-        sampler = Sampler(runtime.seed, length)
+        sampler = Sampler(runtime.seed, length, shuffle=runtime.data_shuffle)
         end = state.position + runtime.sample_per_episode
         while state.position < end:
-            ids = sampler.ids(
-                state.position,
-                min(runtime.train_global_batch_size, end - state.position),
-                state.weight_version,
-            )
+            count = min(runtime.train_global_batch_size, end - state.position)
+            ids = sampler.ids(state.position, count, state.weight_version)
             batch = deployment.fetch(root, key, sampler.indices(ids), state.position)
-            experience.add(Experience((batch,), ids))
             state.position += len(ids)
+            yield Experience((batch,), ids)
 
     def train(self, deployment: Deployment, state: RunState, experience: StreamDataset) -> None:
         """Uses every sample exactly once per training epoch."""
@@ -52,12 +50,13 @@ class Trainer(Executor):
             for batch in experience.batches(epoch):
                 self._train_step(deployment, state, batch, epoch)
                 state.global_batches += 1
+        deployment.settle()
 
     def _train_step(self, deployment: Deployment, state: RunState, batch: GlobalBatch, epoch: int) -> None:
         iteration = state.global_batches
         values: dict[int, Value] = {BATCH: tuple(Rows(sources, rows) for sources, rows in batch.pieces)}
         for node in self.graph:
-            values[node.index] = deployment.run(
+            call = deployment.run(
                 node,
                 values,
                 batch.ids,
@@ -70,4 +69,12 @@ class Trainer(Executor):
                 },
                 used=node.index in self.graph.used,
                 micro_batch_size=deployment.config.runtime.train_micro_batch_size,
+                after=tuple(values[index] for index in node.after),
             )
+            values[node.index] = call.output
+
+
+def _keeps_rows(node: Node) -> str | None:
+    if not node.reshapes:
+        return None
+    return "a step that expands or filters belongs into the flow of an Environment, before samples become batches."

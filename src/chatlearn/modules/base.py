@@ -15,9 +15,9 @@ import inspect
 import numbers
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
 from chatlearn.errors import MissingStepError, ModuleError
 from chatlearn.flow.signature import step_signature
@@ -34,18 +34,66 @@ STEPS = ("forward_step", "train_step", "eval_step")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def step(function: F) -> F:
+@overload
+def step(function: F) -> F: ...
+
+
+@overload
+def step(
+    *,
+    expands: int | bool | None = None,
+    filters: bool = False,
+    reads: Iterable[str] | None = None,
+    writes: Iterable[str] | None = None,
+) -> Callable[[F], F]: ...
+
+
+def step(
+    function: F | None = None,
+    *,
+    expands: int | bool | None = None,
+    filters: bool = False,
+    reads: Iterable[str] | None = None,
+    writes: Iterable[str] | None = None,
+) -> F | Callable[[F], F]:
     """Marks a method as a step that flows can call, beside the three that are steps by name.
+
+    Args:
+        function: the method, where the mark stands alone: ``@chatlearn.step``.
+        expands: the step makes several rows of one: a number (of neighbouring rows for each input row, in order), or
+            ``True`` for any number; then its output holds ``source_rows``, the input row that each new row comes from.
+        filters: the step may drop rows; its output holds ``source_rows``, the input rows that are left.
+        reads: keys that this step needs, where they are not those of the class.
+        writes: keys that it adds to its input's, where they are not those of the class.
+
+    Sample and group ids are carried along, and ``source_rows`` (ints or an integer tensor ``[rows]``) is taken out of
+    the output. Values from before the step that are read together with later ones are repeated or dropped alike.
 
     Example::
 
         class Judge(chatlearn.BaseModule):
-            @chatlearn.step
-            def compare(self, first, second):
-                return {"better": first["score"] > second["score"]}
+            @chatlearn.step(filters=True)
+            def keep_good(self, data):
+                good = (data["score"] > 0).nonzero().flatten()
+                return {"answer": [data["answer"][i] for i in good], "source_rows": good}
+
+    Raises:
+        ModuleError: ``expands`` is no number from 1 on and not ``True``, or a step both expands and filters.
     """
-    function._is_chatlearn_step = True  # type: ignore[attr-defined]
-    return function
+    if expands is not None and expands is not True and (type(expands) is not int or expands < 1):
+        raise ModuleError(f"@step(expands={expands!r}): give the number of rows that one becomes, or True for any.")
+    if expands is not None and filters:
+        raise ModuleError("@step: a step expands or filters; expands=True allows no rows for some input rows too.")
+
+    def mark(function: F) -> F:
+        marks = {"_is_chatlearn_step": True, "_chatlearn_expands": expands, "_chatlearn_filters": filters}
+        marks["_chatlearn_reads"] = None if reads is None else frozenset(reads)
+        marks["_chatlearn_writes"] = None if writes is None else frozenset(writes)
+        for name, value in marks.items():
+            setattr(function, name, value)
+        return function
+
+    return mark if function is None else mark(function)
 
 
 @dataclass(frozen=True)
@@ -71,6 +119,10 @@ class ModuleContext:
     device: Any = None
     seed: int = 0
     ids: SampleIds = field(default_factory=lambda: SampleIds((), ()))
+    call_seed: int = 0
+    generator: Any = None
+    shared: dict[str, Any] = field(default_factory=dict)
+    puts: list[tuple[str, Any]] = field(default_factory=list)
     metrics: list[tuple[str, float | torch.Tensor, str]] = field(default_factory=list)
     checkpoint_path: Any = None
 
@@ -85,6 +137,9 @@ class BaseModule:
         Args: a pydantic model that checks ``models.<name>.args``; ``self.model_args`` is then an instance of it.
         mutates_inputs: steps get copies of their inputs and may change them.
         stateful: steps keep state from call to call; such a module has one replica.
+        thread_safe: steps draw from ``self.uniforms``, ``self.generator`` or a generator of their own only, and touch
+            nothing that other modules do; with ``runtime_env.local_threads`` they may run beside others. Not for
+            what they put into ``self``: one replica runs one step at a time.
         reads: keys that every step of the module needs in its first data parameter.
         writes: keys that its steps add.
     """
@@ -92,6 +147,7 @@ class BaseModule:
     Args: ClassVar[type | None] = None
     mutates_inputs: ClassVar[bool] = False
     stateful: ClassVar[bool] = False
+    thread_safe: ClassVar[bool] = False
     reads: frozenset[str] = frozenset()
     writes: frozenset[str] = frozenset()
     _step_functions: ClassVar[dict[str, Callable[..., Any]]] = {}
@@ -209,6 +265,37 @@ class BaseModule:
             and occurrence too.
         """
         return uniforms(self._context.seed, ids, n)
+
+    @property
+    def generator(self) -> torch.Generator:
+        """A generator on ``self.device`` for the current call, seeded from the call's place in the run (module, step,
+        occurrence in the flow, batch index): the same in a run that is resumed, whatever was drawn before.
+        """
+        if self._context.generator is None:
+            import torch
+
+            self._context.generator = torch.Generator(self.device)
+            self._context.generator.manual_seed(self._context.call_seed)
+        return self._context.generator
+
+    def put(self, key: str, value: Any) -> None:
+        """Leaves a value for other modules, which :meth:`get` it from the next episode on (what ``setup`` puts, from
+        the first). Of several values for one key the last counts, in the order of batches and of the flow.
+
+        Args:
+            key: one name space for all modules.
+            value: anything that a batch may hold, or a number, a string, a dict or list of these.
+
+        Raises:
+            ModuleError: the key is no string.
+        """
+        if not isinstance(key, str):
+            raise ModuleError(f"{self.name}.put: the key is a string, got {key!r}.")
+        self._context.puts.append((key, value))
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """What some module has :meth:`put` before this episode; ``default`` where none has."""
+        return self._context.shared.get(key, default)
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         """Sum of ``x`` over the ranks of the replica; every loss normaliser uses it. One rank: ``x`` itself."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -70,5 +71,6 @@ def _series(rows: list[dict[str, float]], name: str) -> dict[str, list[tuple[flo
     for row in rows:
         for key, value in row.items():
             if key.rsplit("/", 1)[-1] == name:
-                found.setdefault(key, []).append((row["episode"], value))
+                # a NaN or an infinity stands as null in the file; the line has a gap there
+                found.setdefault(key, []).append((row["episode"], math.nan if value is None else value))
     return found

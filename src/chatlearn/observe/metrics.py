@@ -2,30 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+from chatlearn.errors import ModuleError
 
 Logged = tuple[str, float, str, int]
 """(name, value, reduction, number of samples of the call)"""
 
+Values = Sequence[tuple[float, int]]
+"""(value, number of samples) of each call, in order"""
+
 
 class MetricBuffer:
-    """Collects logged values and reduces them by name, in the order in which they came."""
+    """Collects logged values and reduces them by name, in the order in which they came.
+
+    A NaN makes the reduced value NaN, whichever the reduction: something went wrong, and a mean or a maximum of the
+    rest would hide it. A call without samples has no weight in a mean, NaN or not; a mean over no samples at all is
+    left out.
+    """
 
     def __init__(self) -> None:
         self._values: dict[str, tuple[str, list[tuple[float, int]]]] = {}
 
     def add(self, logged: Iterable[Logged], prefix: str = "") -> None:
-        """Takes what one call logged."""
+        """Takes what one call logged.
+
+        Raises:
+            ModuleError: one name is logged with two reductions.
+        """
         for name, value, reduction, rows in logged:
-            self._values.setdefault(f"{prefix}{name}", (reduction, []))[1].append((value, rows))
+            known, values = self._values.setdefault(f"{prefix}{name}", (reduction, []))
+            if known != reduction:
+                raise ModuleError(
+                    f"The metric {prefix}{name} is logged with the reduction {known!r} and with {reduction!r}. Log one "
+                    "of the two under another name."
+                )
+            values.append((value, rows))
 
     def take(self) -> dict[str, float]:
         """The reduced metrics, sorted by name; empties the buffer."""
         values, self._values = self._values, {}
-        return {name: _reduce(*values[name]) for name in sorted(values)}
+        reduced = {name: REDUCTIONS[values[name][0]](values[name][1]) for name in sorted(values)}
+        return {name: value for name, value in reduced.items() if value is not None}
 
 
-def _reduce(reduction: str, values: list[tuple[float, int]]) -> float:
-    if reduction == "mean":
-        return sum(value * rows for value, rows in values) / max(sum(rows for _, rows in values), 1)
-    return {"sum": sum, "max": max, "min": min}[reduction](value for value, _ in values)
+def _mean(values: Values) -> float | None:
+    weight = sum(rows for _, rows in values)
+    return sum(value * rows for value, rows in values if rows) / weight if weight else None
+
+
+def _sum(values: Values) -> float:
+    return sum(value for value, _ in values)
+
+
+def _extreme(choose: Callable[[Iterable[float]], float]) -> Callable[[Values], float]:
+    def reduce(values: Values) -> float:
+        found = [value for value, _ in values]
+        return math.nan if any(map(math.isnan, found)) else choose(found)
+
+    return reduce
+
+
+REDUCTIONS: dict[str, Callable[[Values], float | None]] = {
+    "mean": _mean,
+    "sum": _sum,
+    "max": _extreme(max),
+    "min": _extreme(min),
+}
+"""Name of a reduction -> what it does; ``mean`` is weighted by samples."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from chatlearn.observe.headline import headline
+
+_REDRAW_SECONDS = 0.1
 
 
 class Progress:
@@ -20,7 +23,8 @@ class Progress:
         title: of the run.
         total: number of episodes.
         done: episodes that were complete before.
-        log_interval: episodes between two lines where there is no live display.
+        log_interval: episodes between two lines where there is no live display. The live display is drawn anew at
+            most ten times a second, whatever the episodes take.
     """
 
     def __init__(self, title: str, total: int, done: int, log_interval: int) -> None:
@@ -28,6 +32,7 @@ class Progress:
         self._started = time.monotonic()
         self._shown: dict[str, float] = {}
         self._live: Any = None
+        self._drawn = -math.inf
         self._hook: Callable[..., Any] | None = None
         if sys.stdout.isatty() and not _debugging():
             self._start_live()
@@ -35,9 +40,10 @@ class Progress:
     def update(self, episode: int, row: Mapping[str, Any]) -> None:
         """Shows the row of a complete episode (counted from 1)."""
         self._shown.update(headline(row))
+        matters = episode == self._total or any(key.startswith("eval/") for key in row)
         if self._live is not None:
-            self._live.update(self._panel(episode, row), refresh=True)
-        elif episode % self._log_interval == 0 or episode == self._total or any(key.startswith("eval/") for key in row):
+            self._draw(episode, row, matters)
+        elif episode % self._log_interval == 0 or matters:
             print(self._line(episode, row), flush=True)
 
     def note(self, text: str) -> None:
@@ -63,6 +69,13 @@ class Progress:
         self._live.start()
         self._hook = sys.breakpointhook
         sys.breakpointhook = self._break
+
+    def _draw(self, episode: int, row: Mapping[str, Any], matters: bool) -> None:
+        """Drawing takes about a millisecond, as much as an episode of a toy."""
+        now = time.monotonic()
+        if matters or now - self._drawn >= _REDRAW_SECONDS:
+            self._live.update(self._panel(episode, row), refresh=True)
+            self._drawn = now
 
     def _break(self, *args: Any, **kwargs: Any) -> Any:
         hook = self._hook

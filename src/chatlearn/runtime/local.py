@@ -1,62 +1,98 @@
-"""The embedded cluster: replicas are objects of this process, calls run inline in the calling thread, in the order of
-submission.
+"""The embedded cluster: replicas are objects of this process.
+
+Calls run inline in the calling thread, in the order of submission; with ``threads`` those of modules that declare
+``thread_safe`` overlap.
 """
 
 from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 from chatlearn.errors import WorkerError
 from chatlearn.modules.base import Description
 from chatlearn.runtime.base import Future, Handle
+from chatlearn.runtime.futures import Done, Part, Pending, resolved
+from chatlearn.runtime.seeding import preserved_globals
+from chatlearn.runtime.threads import Threads
 from chatlearn.runtime.wire import decode, encode
-from chatlearn.runtime.worker import ReplicaSettings, Rows, Worker
+from chatlearn.runtime.worker import ReplicaSettings, Report, StepCall, Worker
 
+_AT_ONCE = frozenset({"fetch", "build_dataset"})
+"""Methods that take no part in the order of a replica's calls: data sets are read by the driver's thread."""
 
-@dataclass(frozen=True)
-class Done:
-    """A future that is there already."""
-
-    value: Any
-
-    def result(self) -> Any:
-        """The value."""
-        return self.value
+_STEPS = frozenset({"run", "gather"})
+"""Methods that run on the threads, for thread-safe modules."""
 
 
 class LocalCluster:
-    """Runs everything in the calling thread, so that ``pdb`` and Ctrl-C just work.
+    """Runs everything in the calling thread, so that ``pdb`` and Ctrl-C just work; overlap is opt-in.
 
     Args:
         isolate: send every argument and result through the wire format, as if workers were processes of their own.
+        threads: with more than one, the steps of modules that declare ``thread_safe`` run on so many threads.
     """
 
-    def __init__(self, isolate: bool = False) -> None:
+    def __init__(self, isolate: bool = False, threads: int = 1) -> None:
         self._isolate = isolate
+        self._num_threads = threads
+        self._threads: Threads | None = None
         self._workers: dict[Handle, Worker] = {}
 
     def start(self) -> None:
-        """Nothing to do: the process is there."""
+        """Makes the threads, if there are any; the process is there."""
+        if self._num_threads > 1:
+            self._threads = Threads(self._num_threads)
 
     def spawn(self, description: Description, replica: int, settings: ReplicaSettings) -> Handle:
         """Constructs a replica in this process."""
         handle = Handle(description.name, replica)
-        self._workers[handle] = Worker(*self._carried((description, replica, settings)))
+        overlaps = self._num_threads > 1 and description.module_class.thread_safe
+        settings = replace(settings, seeds_globals=not overlaps)
+        worker = self._workers[handle] = Worker(*self._carried((description, replica, settings)))
+        worker.ask = self._ask
         return handle
 
     def call(self, handle: Handle, method: str, *args: Any) -> Future:
-        """Runs the call now; a failure raises here, with its own traceback."""
-        arguments = self._carried(_resolved(args))
-        return Done(self._carried(getattr(self._worker(handle), method)(*arguments)))
+        """Runs the call now, and a failure raises here, with its own traceback; with threads, as soon as its inputs
+        are there.
+        """
+        worker = self._worker(handle)
+        if self._threads is None or method in _AT_ONCE:
+            arguments = self._carried(resolved(args))
+            return Done(self._carried(getattr(worker, method)(*arguments)))
+
+        def run(*arguments: Any) -> Any:
+            return self._carried(getattr(worker, method)(*self._carried(arguments)))
+
+        pooled = method in _STEPS and not worker.settings.seeds_globals
+        return self._threads.submit(handle, pooled, run, args)
 
     def call_pair(self, handle: Handle, method: str, *args: Any) -> tuple[Future, Future]:
-        """Runs the call now; a future for each of the two values that it returns."""
-        first, second = self.call(handle, method, *args).result()
+        """As :meth:`call`; a future for each of the two values that it returns."""
+        future = self.call(handle, method, *args)
+        if isinstance(future, Pending):
+            return Part(future, 0), Part(future, 1)
+        first, second = future.result()
         return Done(first), Done(second)
+
+    def _ask(self, module: str, replica: int, call: StepCall, inputs: Mapping[str, Any]) -> tuple[Any, Report]:
+        """A call from inside a step of another module, which waits for it. What is not thread-safe runs on the
+        driver's thread, before anything else there, and the generators of the caller are given back to it.
+        """
+        worker = self._worker(Handle(module, replica))
+
+        def run() -> tuple[Any, Report]:
+            with preserved_globals() if worker.settings.seeds_globals else nullcontext():
+                return self._carried(worker.run(*self._carried((call, inputs))))
+
+        if self._threads is None or not worker.settings.seeds_globals:
+            return run()
+        return self._threads.run_on_driver(run)
 
     def control(self, handle: Handle, method: str, *args: Any) -> Any:
         """Runs the call now."""
@@ -71,8 +107,12 @@ class LocalCluster:
         return future.result()
 
     def wait(self, futures: Sequence[Future], num: int = 1) -> tuple[list[Future], list[Future]]:
-        """Everything is done already."""
-        return list(futures), []
+        """Without threads everything is done already."""
+        pending = [future.whole for future in futures if isinstance(future, (Pending, Part))]
+        if self._threads is not None and pending:
+            self._threads.wait(pending, max(num - (len(futures) - len(pending)), 0))
+        done = [f for f in futures if not isinstance(f, (Pending, Part)) or f.whole.done]
+        return done, [f for f in futures if isinstance(f, (Pending, Part)) and not f.whole.done]
 
     def stacks(self) -> dict[str, str]:
         """The Python stack of each thread of this process."""
@@ -83,7 +123,10 @@ class LocalCluster:
         self._workers.pop(handle, None)
 
     def shutdown(self) -> None:
-        """Forgets all replicas."""
+        """Waits for the steps that run, drops those that don't yet, and forgets all replicas."""
+        if self._threads is not None:
+            self._threads.stop()
+            self._threads = None
         self._workers.clear()
 
     def _worker(self, handle: Handle) -> Worker:
@@ -93,16 +136,3 @@ class LocalCluster:
 
     def _carried(self, value: Any) -> Any:
         return decode(encode(value)) if self._isolate else value
-
-
-def _resolved(value: Any) -> Any:
-    """``value`` with each future in it replaced by what it holds; lists are data and not searched."""
-    if isinstance(value, Done):
-        return value.value
-    if type(value) is tuple:
-        return tuple(_resolved(part) for part in value)
-    if type(value) is dict:
-        return {key: _resolved(part) for key, part in value.items()}
-    if isinstance(value, Rows):
-        return replace(value, sources=_resolved(value.sources))
-    return value

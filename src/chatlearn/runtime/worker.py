@@ -10,20 +10,23 @@ from __future__ import annotations
 import bdb
 import copy
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 
 from chatlearn.data.collate import merge, select, split
 from chatlearn.data.prompts import fetch, open_dataset
-from chatlearn.errors import ChatLearnError, DataError, ModuleError, StepError
+from chatlearn.errors import ChatLearnError, DataError, ModuleError, StepError, WorkerError
 from chatlearn.flow.signature import step_signature
 from chatlearn.modules.base import BaseModule, Description, ModuleContext, merge_batches
+from chatlearn.runtime.batches import normalise, own, tensors_of
+from chatlearn.runtime.clients import Ask, Client, ClientRef, with_clients
 from chatlearn.runtime.seeding import derive_seed, seed_everything
-from chatlearn.types import Batch, SampleIds, num_rows
+from chatlearn.types import Batch, SampleIds
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class ReplicaSettings:
         module_args: the section ``models.<name>``.
         runtime_args: the section ``runtime``.
         num_threads: torch threads while the module's functions run (sums differ between thread counts).
+        seeds_globals: the global generators are seeded before each step too; not where steps run beside others.
     """
 
     seed: int
@@ -43,6 +47,7 @@ class ReplicaSettings:
     module_args: Any
     runtime_args: Any
     num_threads: int = 1
+    seeds_globals: bool = True
 
 
 @dataclass(frozen=True)
@@ -63,13 +68,16 @@ Value = tuple[Rows, ...] | Any
 """What one reference of a flow stands for: :class:`Rows` to concatenate, or the future of a list of micro-batches."""
 
 
+STEP_PHASES = frozenset({"experience", "train", "eval", "call"})
+
+
 @dataclass(frozen=True)
 class StepCall:
     """One call of one step.
 
     Attributes:
         step: the method.
-        phase: ``experience``, ``train`` or ``eval``; part of the seed's key.
+        phase: one of :data:`STEP_PHASES`; part of the seed's key.
         occurrence: of the step in its flow; part of the seed's key.
         index: batch index; part of the seed's key.
         constants: arguments that were plain values in the flow.
@@ -78,6 +86,7 @@ class StepCall:
         used: something reads the output, so there must be one.
         micro_batch_size: set in a training flow: the step works on a list of micro-batches.
         place: words for errors, such as ``episode 3, batch 17``.
+        origin: of a call from inside another step: which one, and its number there; part of the seed's key.
     """
 
     step: str
@@ -90,10 +99,30 @@ class StepCall:
     used: bool = True
     micro_batch_size: int | None = None
     place: str = ""
+    origin: str = ""
 
 
 Metrics = list[tuple[str, float, str, int]]
 """What a call logged: (name, value, reduction, number of samples)."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a call leaves behind beside its output.
+
+    Attributes:
+        metrics: what it logged.
+        puts: what it put into the store that modules share, in order.
+        source_rows: of a step that expands or filters: the input row that each row of the output comes from.
+        start: ``time.perf_counter()`` when it began, in seconds.
+        end: when it ended.
+    """
+
+    metrics: Metrics
+    puts: tuple[tuple[str, Any], ...] = ()
+    source_rows: tuple[int, ...] | None = None
+    start: float = field(default=0.0, compare=False)
+    end: float = field(default=0.0, compare=False)
 
 
 class Worker:
@@ -104,8 +133,9 @@ class Worker:
         self.replica = replica
         self.settings = settings
         args, kwargs = copy.deepcopy((description.args, description.kwargs))
+        self.module: BaseModule = None  # type: ignore[assignment]  # until it is constructed, with generators seeded
         self._enter("construct")
-        self.module: BaseModule = description.module_class(*args, **kwargs)
+        self.module = description.module_class(*args, **kwargs)
         self.module.__dict__["_context"] = ModuleContext(
             model_args=settings.model_args,
             module_args=settings.module_args,
@@ -113,6 +143,9 @@ class Worker:
             replica_id=replica,
         )
         self._datasets: dict[str, Any] = {}
+        self._one_at_a_time = threading.RLock()
+        self._client_reports: list[Report] = []
+        self.ask: Ask = _nobody
 
     def __str__(self) -> str:
         return f"{self.name}[{self.replica}]"
@@ -135,9 +168,13 @@ class Worker:
         self._enter(name, *place)
         return self._run(name, " ".join(map(str, place)), function)
 
-    def take_metrics(self) -> Metrics:
-        """What hooks have logged since the last call."""
-        return self._take_metrics(1)
+    def take_report(self) -> Report:
+        """What hooks have logged and put since the last call."""
+        return self._report(self._take_metrics(1), 0.0)
+
+    def share(self, values: Mapping[str, Any]) -> None:
+        """Makes values that modules have put available to ``get``."""
+        self.module._context.shared.update(values)
 
     def apply(self, function: Callable[..., Any], *args: Any) -> Any:
         """Calls ``function(module, *args)`` here."""
@@ -157,33 +194,56 @@ class Worker:
         except DataError as error:
             raise DataError(f"{self}: samples {list(indices[:4])}…: {error}") from error.__cause__
 
-    def run(self, call: StepCall, inputs: Mapping[str, Sequence[Value]]) -> tuple[Any, Metrics]:
-        """Runs a step; the values of each data parameter are merged into one dict (later ones win).
+    def run(
+        self, call: StepCall, inputs: Mapping[str, Sequence[Value]], after: tuple[Any, ...] = ()
+    ) -> tuple[Any, Report]:
+        """Runs a step; the values of each data parameter are merged into one dict (later ones win). ``after`` holds
+        outputs that only have to be there.
 
         Returns:
-            The output (``None``, a batch, or a list of micro-batches) and the metrics that it logged.
+            The output (``None``, a batch, or a list of micro-batches) and what else the call leaves behind.
 
         Raises:
             StepError: the step raised (its exception is the cause), returned something that is no batch, or returned
                 another number of rows.
             DataError: the inputs can't be gathered.
         """
+        with self._one_at_a_time:
+            return self._run_step(call, inputs)
+
+    def _run_step(self, call: StepCall, inputs: Mapping[str, Sequence[Value]]) -> tuple[Any, Report]:
+        start = time.perf_counter()
         function = self.module._step_functions[call.step]
         signature = step_signature(function)
-        seed = derive_seed(self.settings.seed, call.phase, self.name, call.step, call.occurrence)
-        self._enter(call.phase, call.step, call.occurrence, call.index)
+        key = (call.step, call.occurrence, call.origin) if call.origin else (call.step, call.occurrence)
+        seed = derive_seed(self.settings.seed, call.phase, self.name, *key)
+        self._enter(call.phase, *key, call.index)
         context = self.module._context
         context.seed, context.ids, context.metrics = seed, call.ids, []
         try:
             data = {name: _gather(values, call.micro_batch_size) for name, values in inputs.items()}
         except DataError as error:
             raise DataError(f"the input of {self}.{call.step} ({call.place}) can't be put together: {error}") from None
-        if call.micro_batch_size is None or call.step == "train_step":
-            parameters = signature.run_parameters(self._run_parameters(call))
-            output = self._step(call, function, {**data, **call.constants, **parameters}, data)
-            output = None if call.step == "train_step" else self._checked(call, output, len(call.ids))
-            return output, self._take_metrics(len(call.ids))
-        return self._per_micro_batch(call, function, data)
+        if call.micro_batch_size is not None and call.step != "train_step":
+            outputs, metrics = self._per_micro_batch(call, function, data)
+            return outputs, self._report(metrics, start)
+        parameters = signature.run_parameters(self._run_parameters(call))
+        output = self._step(call, function, {**data, **self._constants(call), **parameters}, data)
+        if call.step == "train_step":
+            return None, self._report(self._take_metrics(len(call.ids)), start)
+        output, rows = taken_source_rows(output, function, len(call.ids), f"{self}.{call.step} ({call.place})")
+        output = self._checked(call, output, len(call.ids if rows is None else rows))
+        return output, self._report(self._take_metrics(len(call.ids)), start, rows)
+
+    def _constants(self, call: StepCall) -> Mapping[str, Any]:
+        """The constants of a call, with modules among them as clients."""
+        place = f"{self}.{call.step}"
+
+        def client(ref: ClientRef) -> Client:
+            return Client(ref, self.ask, call, place, self._client_reports)
+
+        self._client_reports = []
+        return with_clients(call.constants, client, ClientRef)
 
     def gather(self, value: tuple[Rows, ...]) -> Batch:
         """Rows from several places as one batch that lives here."""
@@ -199,10 +259,11 @@ class Worker:
         parameters = step_signature(function).run_parameters(values)
         outputs: list[Any] = []
         metrics: Metrics = []
+        constants = self._constants(call)
         for start, ids in zip(itertools.count(), _split_ids(call.ids, call.micro_batch_size), strict=False):
             context.ids = ids
             piece = {name: micro_batches[start] for name, micro_batches in data.items()}
-            output = self._step(call, function, {**piece, **call.constants, **parameters}, piece)
+            output = self._step(call, function, {**piece, **constants, **parameters}, piece)
             outputs.append(self._checked(call, output, len(ids)))
             metrics += self._take_metrics(len(ids))
         return None if outputs and outputs[0] is None else outputs, metrics
@@ -212,13 +273,13 @@ class Worker:
     ) -> Any:
         self._check_reads(call, data)
         mutates = self.module.mutates_inputs
-        own = {name: _own(value, mutates) for name, value in data.items()}
-        tensors = [] if mutates else [pair for value in own.values() for pair in _tensors(value)]
+        given = {name: own(value, mutates) for name, value in data.items()}
+        tensors = [] if mutates else [pair for value in given.values() for pair in tensors_of(value)]
         watched = [(key, tensor, tensor._version) for key, tensor in tensors if not tensor.is_inference()]
         result = self._run(
             call.step,
             call.place,
-            lambda: step_signature(function).call(function, self.module, {**arguments, **own}),
+            lambda: step_signature(function).call(function, self.module, {**arguments, **given}),
             ids=self.module._context.ids,
         )
         if changed := [key for key, tensor, version in watched if tensor._version != version]:
@@ -293,63 +354,49 @@ class Worker:
         metrics, self.module._context.metrics = self.module._context.metrics, []
         return [(f"{self.name}/{name}", float(value), reduction, rows) for name, value, reduction in metrics]
 
+    def _report(self, metrics: Metrics, start: float, rows: tuple[int, ...] | None = None) -> Report:
+        context = self.module._context
+        puts, context.puts = tuple(context.puts), []
+        for report in self._client_reports:
+            metrics, puts = [*metrics, *report.metrics], (*puts, *report.puts)
+        return Report(metrics, puts, rows, start, time.perf_counter())
+
     def _enter(self, *place: Any) -> None:
-        seed_everything(derive_seed(self.settings.seed, self.name, *place))
+        seed = derive_seed(self.settings.seed, self.name, *place)
+        if place[0] not in STEP_PHASES or self.settings.seeds_globals:
+            seed_everything(seed)
+        if self.module is not None:
+            self.module._context.call_seed, self.module._context.generator = seed, None
 
 
-def normalise(batch: Batch, rows: int | None = None, path: str = "") -> Batch:
-    """Brings a batch into the form that travels: tensors detached, contiguous and outside of inference mode; arrays
-    contiguous.
-
-    Args:
-        batch: what a step or a collation returned.
-        rows: the number of rows that every value must have; ``None`` takes the first value's.
-        path: key path of a nested dict, for errors.
+def taken_source_rows(
+    output: Any, function: Callable[..., Any], rows: int, place: str
+) -> tuple[Any, tuple[int, ...] | None]:
+    """The output of a step without ``source_rows``, and these: ``None`` for a step that keeps its rows.
 
     Raises:
-        DataError: a key that is no string, a value that has no rows, or another number of rows.
+        StepError: they are missing, or no rows of the input.
     """
-    result: Batch = {}
-    for key, value in batch.items():
-        name = f"{path}{key}"
-        if not isinstance(key, str):
-            raise DataError(f"the key {key!r} is not a string.")
-        if isinstance(value, dict):
-            result[key] = normalise(value, rows, f"{name}.")
-            rows = num_rows(value) if rows is None and value else rows
-            continue
-        if isinstance(value, torch.Tensor):
-            if value.layout != torch.strided:
-                raise DataError(
-                    f"{name!r} is a tensor of layout {value.layout}; only dense ones travel. Return {name}.to_dense()."
-                )
-            value = _normal_tensor(value)
-        elif isinstance(value, np.ndarray):
-            value = np.ascontiguousarray(value) if value.ndim else value
-        elif isinstance(value, (list, tuple)):
-            value = [_normal_tensor(entry) if isinstance(entry, torch.Tensor) else entry for entry in value]
-        scalar = not isinstance(value, (torch.Tensor, np.ndarray, list)) or (
-            not isinstance(value, list) and value.ndim == 0
-        )
-        if scalar:
-            raise DataError(
-                f"{name!r} is {type(value).__name__} without rows; values are tensors or arrays with the samples "
-                f"first, or lists with one entry per sample. A number that describes the whole batch belongs into "
-                f"self.log({name!r}, …)."
+    expands, filters = getattr(function, "_chatlearn_expands", None), getattr(function, "_chatlearn_filters", False)
+    if (expands is None and not filters) or not isinstance(output, dict):
+        return output, None
+    if "source_rows" not in output:
+        if expands is None or expands is True:
+            raise StepError(
+                f"{place} {'filters' if filters else 'expands'}, so its output has to hold 'source_rows': for each of "
+                f"its rows the number of the input row that it comes from."
             )
-        rows = len(value) if rows is None else rows
-        if len(value) != rows:
-            raise DataError(
-                f"{name!r} has {len(value)} rows where {rows} are expected; every value has one row per sample of the "
-                f"batch, in the same order."
-            )
-        result[key] = value
-    return result
+        return output, tuple(row for row in range(rows) for _ in range(expands))
+    output = dict(output)
+    given = output.pop("source_rows")
+    found = tuple(int(row) for row in (given.tolist() if hasattr(given, "tolist") else given))
+    if not all(0 <= row < rows for row in found) or (filters and len(set(found)) != len(found)):
+        raise StepError(f"{place}: source_rows has {list(found)[:8]}, but the input has the rows 0 to {rows - 1}.")
+    return output, found
 
 
-def _normal_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    tensor = tensor.detach().contiguous()
-    return tensor.clone() if tensor.is_inference() else tensor
+def _nobody(module: str, replica: int, call: StepCall, inputs: Mapping[str, Any]) -> tuple[Any, Report]:
+    raise WorkerError(f"{module} can't be reached from here.")
 
 
 def _gather(values: Sequence[Value], micro_batch_size: int | None) -> Any:
@@ -371,47 +418,6 @@ def _selected(rows: Rows) -> Batch:
 
 def _split_ids(ids: SampleIds, size: int) -> list[SampleIds]:
     return [ids.slice(start, min(start + size, len(ids))) for start in range(0, len(ids), size)]
-
-
-def _own(data: Any, copied: bool) -> Any:
-    """A step's own dicts and lists around shared tensors, arrays as read-only views; ``copied``: all is its own.
-
-    What stands in a list for one sample is shared, whatever it is: walking over all entries of all lists in every
-    call would cost more than the step of a small model.
-    """
-    if copied:
-        return copy.deepcopy(data)
-    return [_own_batch(batch) for batch in data] if isinstance(data, list) else _own_batch(data)
-
-
-def _own_batch(batch: Batch) -> Batch:
-    return {key: _own_value(value) for key, value in batch.items()}
-
-
-def _own_value(value: Any) -> Any:
-    if isinstance(value, dict):
-        return _own_batch(value)
-    if isinstance(value, list):
-        return [_read_only(entry) if isinstance(entry, np.ndarray) else entry for entry in value]
-    return _read_only(value) if isinstance(value, np.ndarray) else value
-
-
-def _read_only(array: np.ndarray) -> np.ndarray:
-    view = array.view()
-    view.flags.writeable = False
-    return view
-
-
-def _tensors(data: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors of a batch, or of a list of micro-batches, with their key paths (those in a list have the list's)."""
-    for batch in data if isinstance(data, list) else [data]:
-        for key, value in batch.items():
-            if isinstance(value, torch.Tensor):
-                yield key, value
-            elif isinstance(value, dict):
-                yield from ((f"{key}.{name}", tensor) for name, tensor in _tensors(value))
-            elif isinstance(value, list):
-                yield from ((key, entry) for entry in value if isinstance(entry, torch.Tensor))
 
 
 def _sample_words(ids: SampleIds | None) -> str:

@@ -1,0 +1,84 @@
+"""Keys of older configurations that do nothing here: kept for a cluster, or obsolete."""
+
+from __future__ import annotations
+
+from chatlearn.config.schema import SECTIONS, Config
+
+_WORKERS = "the modules run in this process, with its packages and its folder"
+_DEVICES = "one process places no modules on devices"
+_RANKS = "one process splits no model over ranks"
+_SENDING = "inside one process weights are copied, not sent"
+_OFFLOAD = "one process shares no devices between modules"
+
+WITHOUT_EFFECT: dict[str, dict[str, str]] = {
+    "runtime_env": dict.fromkeys(("pip", "py_modules", "working_dir", "platform", "excludes"), _WORKERS),
+    "models.*": {
+        **dict.fromkeys(("num_gpu", "gpu_per_process", "num_cpu"), _DEVICES),
+        "tensor_model_parallel_size": _RANKS,
+        "pipeline_model_parallel_size": _RANKS,
+        "expert_model_parallel_size": _RANKS,
+        **dict.fromkeys(("fsdp_size", "sp_size", "zero_size"), _RANKS),
+        "model_type": "the module's class decides",
+        **dict.fromkeys(("offload_weights", "offload_optimizer_states", "free_grad_buffers"), _OFFLOAD),
+        **dict.fromkeys(("free_memory", "force_free_memory"), _OFFLOAD),
+        "lora": "the modules of this version train all weights",
+        "batch_generation": "runtime.data_rerank sorts prompts by length",
+    },
+    "runtime": {
+        **dict.fromkeys(("colocation", "cpu_schedule_strategy"), _DEVICES),
+        "concurrent_setup": "modules are set up one after the other",
+        "training_shuffle_mode": "each later epoch goes over all samples in one shuffled order",
+        **dict.fromkeys(("param_sync_comm_type", "param_sync_max_workers", "concurrent_comm"), _SENDING),
+        **dict.fromkeys(("coalesced_buffer_mb", "bucket_size_mb_in_memory_manager"), _SENDING),
+        **dict.fromkeys(("free_sync_collective_group", "routed_expert_regrouping_comm_type"), _SENDING),
+    },
+}
+"""Keys that are checked and kept but change nothing in one process, section by section: key -> why."""
+
+OBSOLETE: dict[str, dict[str, str]] = {
+    "runtime": {
+        "coalesce_param": "weights always travel together; remove it",
+        "nsys": "name the episodes to record in runtime.profile_episodes",
+        "debug": "remove it; `chatlearn check` finds mistakes without starting, and pdb steps through a local run",
+        "log_config_file": "name the sinks of metrics in runtime.sinks",
+        "log_args_dict": "name the sinks of metrics in runtime.sinks",
+        "policy_to_regroup_queue": "batches are regrouped as each module needs them; remove it",
+        "max_iteration_per_sample": "write the loop inside a step; a flow may pass it modules as arguments",
+        "save_interval": "write save_episode_interval",
+    },
+    "models.*": {
+        "config_dir": "remove it: model_config_file is relative to the file that names it",
+        "args_dict": "write your own settings under args",
+    },
+    "": {
+        "runtime_args": "write runtime",
+        "rlhf_args": "write runtime",
+        "env_args": "write runtime_env",
+    },
+}
+"""Keys that older versions had, section by section: key -> what to do instead."""
+
+
+def notes(config: Config) -> list[str]:
+    """One line for each key that was set but changes nothing in one process, with its place.
+
+    A key that keeps its default is not mentioned, and a key that several models set is mentioned once.
+    """
+    lines: list[str] = []
+    sections: dict[str, dict[str, object]] = {
+        "runtime_env": {"runtime_env": config.runtime_env},
+        "models.*": {f"models.{name}": model for name, model in config.models.items()},
+        "runtime": {"runtime": config.runtime},
+    }
+    for section, keys in WITHOUT_EFFECT.items():
+        default = SECTIONS[section]()
+        for key, why in keys.items():
+            given = [
+                f"{path}.{key}"
+                for path, values in sections[section].items()
+                if getattr(values, key) != getattr(default, key)
+            ]
+            if given:
+                source = config.sources.get(given[0], "default")
+                lines.append(f"{source}  {', '.join(given)}: no effect in one process: {why}")
+    return lines

@@ -1,0 +1,152 @@
+"""What an engine is put together from: flows, data, syncs, callbacks, and the configuration they are checked with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Self
+
+from chatlearn.config.active import active_generation, get_config, init
+from chatlearn.config.schema import Config
+from chatlearn.engine.callbacks import Callback, Callbacks
+from chatlearn.engine.check import check_datasets, check_modules, check_syncs, collect_modules
+from chatlearn.engine.environment import Environment
+from chatlearn.engine.evaluator import Evaluator
+from chatlearn.engine.trainer import Trainer
+from chatlearn.errors import EngineError
+from chatlearn.modules.base import BaseModule, take_ownership
+
+
+class Wiring:
+    """The parts of an engine. Setters return the engine, so they chain."""
+
+    def __init__(self, environment: Environment | None, trainer: Trainer | None, evaluator: Evaluator | None) -> None:
+        self.environment, self.trainer, self.evaluator = environment, trainer, evaluator
+        self._take_modules()
+        self._prompts: Sequence[Any] | None = None
+        self._pairs: list[tuple[BaseModule, BaseModule, int | None]] = []
+        self._callbacks = Callbacks()
+        self._generation = 0
+        self._config: Config | None = None
+
+    def set_environment(self, environment: Environment | None) -> Self:
+        """Replaces the environment."""
+        self.environment = environment
+        self._take_modules()
+        return self
+
+    def set_trainer(self, trainer: Trainer | None) -> Self:
+        """Replaces the trainer."""
+        self.trainer = trainer
+        self._take_modules()
+        return self
+
+    def set_evaluator(self, evaluator: Evaluator | None) -> Self:
+        """Replaces the evaluator."""
+        self.evaluator = evaluator
+        self._take_modules()
+        return self
+
+    def set_dataset(self, prompts: Sequence[Any]) -> Self:
+        """Sets the prompts of the environment, or of the trainer where there is no environment."""
+        self._prompts = prompts
+        return self
+
+    def set_parameter_sync(self, source: BaseModule, destination: BaseModule, frequency: int | None = None) -> Self:
+        """After each training phase, and before the first episode, ``destination.model`` gets the weights of
+        ``source.model``.
+
+        Args:
+            source: the trained module.
+            destination: the module that follows it.
+            frequency: episodes from one sync to the next; left out, ``models.<source>.sync_frequency`` (1).
+
+        Raises:
+            EngineError: the frequency is no positive integer.
+        """
+        if frequency is not None and (type(frequency) is not int or frequency < 1):
+            raise EngineError(f"set_parameter_sync: frequency is a number of episodes from 1 on, got {frequency!r}.")
+        self._pairs.append((source, destination, frequency))
+        return self
+
+    def add_callback(self, point: str, function: Callback) -> Self:
+        """Has ``function(info)`` called at a point of each episode.
+
+        Args:
+            point: one of :data:`~chatlearn.engine.callbacks.POINTS`: ``before_episode``, ``after_experience``,
+                ``after_train``, ``after_sync``, ``after_episode``, ``after_evaluate``, ``after_log``, ``after_save``.
+            function: gets an :class:`~chatlearn.engine.callbacks.EpisodeInfo`; runs in the driver.
+
+        Raises:
+            EngineError: there is no such point.
+        """
+        self._callbacks.add(point, function)
+        return self
+
+    @property
+    def _trains_on_arrival(self) -> bool:
+        """Training may begin before the experience is complete: as asked for, and where no module is in both flows."""
+        dynamic = self._settled.runtime.stream_data_loader_type == "dynamic"
+        return dynamic and self.trainer is not None and not self._in_both_flows
+
+    @property
+    def _in_both_flows(self) -> list[str]:
+        if self.environment is None or self.trainer is None:
+            return []
+        return [name for name in self.environment.graph.modules if name in self.trainer.graph.modules]
+
+    @property
+    def _trains_or_samples(self) -> bool:
+        return self.environment is not None or self.trainer is not None
+
+    @property
+    def _executors(self) -> list[Environment | Trainer | Evaluator]:
+        return [executor for executor in (self.environment, self.trainer, self.evaluator) if executor is not None]
+
+    @property
+    def _modules(self) -> dict[str, BaseModule]:
+        return collect_modules(executor.graph for executor in self._executors)
+
+    @property
+    def _settled(self) -> Config:
+        """The configuration of this engine: what ``init`` had set when the engine first needed it; else as by
+        ``init()``.
+
+        Raises:
+            EngineError: ``init`` was called again since then.
+        """
+        if self._config is None:
+            self._config = get_config() if active_generation() else init()
+            self._generation = active_generation()
+        if self._generation != active_generation():
+            raise EngineError(
+                "chatlearn.init() was called again after this engine was used: a new run has begun, and the engines of "
+                "the one before are closed. Make modules and engine anew."
+            )
+        return self._config
+
+    def _take_modules(self) -> None:
+        for executor in self._executors:
+            for module in executor.graph.modules.values():
+                take_ownership(module)
+
+    def _checked_notes(self) -> list[str]:
+        modules = self._modules
+        trained = [] if self.trainer is None else [n.module.name for n in self.trainer.graph if n.step == "train_step"]
+        notes = check_modules(self._settled, modules, list(dict.fromkeys(trained)))
+        if self._prompts is not None and self.environment is not None:
+            self.environment.prompts = self._prompts
+        elif self._prompts is not None and self.trainer is not None:
+            self.trainer.prompts = self._prompts
+        check_datasets(self.environment, self.trainer, self.evaluator)
+        check_syncs([pair[:2] for pair in self._pairs], modules)
+        if self._settled.runtime.stream_data_loader_type == "dynamic" and (both := self._in_both_flows):
+            notes.append(
+                f"{', '.join(both)} is in the environment's and in the trainer's flow, so training waits until the "
+                f"experience is complete, as with runtime.stream_data_loader_type=fixed."
+            )
+        return notes
+
+    def _frequencies(self) -> Iterator[tuple[BaseModule, BaseModule, int]]:
+        """The synced pairs, with the episodes from one sync to the next."""
+        for source, destination, frequency in self._pairs:
+            yield source, destination, frequency or self._settled.model(source.name).sync_frequency

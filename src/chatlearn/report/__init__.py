@@ -1,0 +1,5 @@
+"""A finished or running run as a page to read; reads run folders only."""
+
+from chatlearn.report.html import write_report
+
+__all__ = ["write_report"]

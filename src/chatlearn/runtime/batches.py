@@ -1,0 +1,109 @@
+"""Batches as they enter and leave a step: what a step owns of its inputs, and the form in which outputs travel."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from chatlearn.errors import DataError
+from chatlearn.types import Batch, num_rows
+
+
+def normalise(batch: Batch, rows: int | None = None, path: str = "") -> Batch:
+    """Brings a batch into the form that travels: tensors detached, contiguous and outside of inference mode; arrays
+    contiguous.
+
+    Args:
+        batch: what a step or a collation returned.
+        rows: the number of rows that every value must have; ``None`` takes the first value's.
+        path: key path of a nested dict, for errors.
+
+    Raises:
+        DataError: a key that is no string, a value that has no rows, or another number of rows.
+    """
+    result: Batch = {}
+    for key, value in batch.items():
+        name = f"{path}{key}"
+        if not isinstance(key, str):
+            raise DataError(f"the key {key!r} is not a string.")
+        if isinstance(value, dict):
+            result[key] = normalise(value, rows, f"{name}.")
+            rows = num_rows(value) if rows is None and value else rows
+            continue
+        if isinstance(value, torch.Tensor):
+            if value.layout != torch.strided:
+                raise DataError(
+                    f"{name!r} is a tensor of layout {value.layout}; only dense ones travel. Return {name}.to_dense()."
+                )
+            value = _normal_tensor(value)
+        elif isinstance(value, np.ndarray):
+            value = np.ascontiguousarray(value) if value.ndim else value
+        elif isinstance(value, (list, tuple)):
+            value = [_normal_tensor(entry) if isinstance(entry, torch.Tensor) else entry for entry in value]
+        scalar = not isinstance(value, (torch.Tensor, np.ndarray, list)) or (
+            not isinstance(value, list) and value.ndim == 0
+        )
+        if scalar:
+            raise DataError(
+                f"{name!r} is {type(value).__name__} without rows; values are tensors or arrays with the samples "
+                f"first, or lists with one entry per sample. A number that describes the whole batch belongs into "
+                f"self.log({name!r}, …)."
+            )
+        rows = len(value) if rows is None else rows
+        if len(value) != rows:
+            raise DataError(
+                f"{name!r} has {len(value)} rows where {rows} are expected; every value has one row per sample of the "
+                f"batch, in the same order."
+            )
+        result[key] = value
+    return result
+
+
+def _normal_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    tensor = tensor.detach().contiguous()
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
+def own(data: Any, copied: bool) -> Any:
+    """A step's own dicts and lists around shared tensors, arrays as read-only views; ``copied``: all is its own.
+
+    What stands in a list for one sample is shared, whatever it is: walking over all entries of all lists in every
+    call would cost more than the step of a small model.
+    """
+    if copied:
+        return copy.deepcopy(data)
+    return [_own_batch(batch) for batch in data] if isinstance(data, list) else _own_batch(data)
+
+
+def _own_batch(batch: Batch) -> Batch:
+    return {key: _own_value(value) for key, value in batch.items()}
+
+
+def _own_value(value: Any) -> Any:
+    if isinstance(value, dict):
+        return _own_batch(value)
+    if isinstance(value, list):
+        return [_read_only(entry) if isinstance(entry, np.ndarray) else entry for entry in value]
+    return _read_only(value) if isinstance(value, np.ndarray) else value
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+def tensors_of(data: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of a batch, or of a list of micro-batches, with their key paths (those in a list have the list's)."""
+    for batch in data if isinstance(data, list) else [data]:
+        for key, value in batch.items():
+            if isinstance(value, torch.Tensor):
+                yield key, value
+            elif isinstance(value, dict):
+                yield from ((f"{key}.{name}", tensor) for name, tensor in tensors_of(value))
+            elif isinstance(value, list):
+                yield from ((key, entry) for entry in value if isinstance(entry, torch.Tensor))

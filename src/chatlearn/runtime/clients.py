@@ -1,0 +1,98 @@
+"""Modules that a step has been given: inside of it, their steps can be called like functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from chatlearn.errors import MissingStepError, StepError
+from chatlearn.types import Batch, SampleIds, num_rows
+
+if TYPE_CHECKING:
+    from chatlearn.runtime.worker import Report, StepCall
+
+Ask = Callable[[str, int, "StepCall", Mapping[str, Any]], tuple[Any, "Report"]]
+"""(module, replica, call, inputs) -> output and report; runs a call of another module and waits for it."""
+
+
+@dataclass(frozen=True)
+class ClientRef:
+    """A module among the constants of a call, as it travels.
+
+    Attributes:
+        name: of the module.
+        steps: names of its steps, with the parameters that take data.
+        num_replica: replicas that share the calls.
+    """
+
+    name: str
+    steps: Mapping[str, tuple[str, ...]]
+    num_replica: int
+
+
+class Client:
+    """Another module, as a step sees it: ``judge.forward_step(data, rows=[0, 2], greedy=True)``.
+
+    Attributes:
+        name: of the module.
+    """
+
+    def __init__(self, ref: ClientRef, ask: Ask, call: StepCall, place: str, reports: list[Report]) -> None:
+        self.name = ref.name
+        self._ref, self._ask, self._call, self._place, self._reports = ref, ask, call, place, reports
+
+    def __getattr__(self, step: str) -> Callable[..., Batch]:
+        if step.startswith("_"):
+            raise AttributeError(step)
+        if step not in self._ref.steps or step == "train_step":
+            why = "can't be called from inside a step" if step == "train_step" else "is no step of it"
+            known = ", ".join(name for name in self._ref.steps if name != "train_step") or "none"
+            raise MissingStepError(f"{self._place}: {self.name}.{step} {why}; steps to call: {known}.")
+
+        def run(*data: Batch, rows: Sequence[int] | None = None, **constants: Any) -> Batch:
+            return self._run(step, data, rows, constants)
+
+        return run
+
+    def _run(self, step: str, data: Sequence[Batch], rows: Sequence[int] | None, constants: dict[str, Any]) -> Batch:
+        from chatlearn.runtime.worker import Rows
+
+        names = self._ref.steps[step]
+        if not data or (len(names) > 1 and len(data) != len(names)):
+            raise StepError(f"{self._place}: {self.name}.{step} takes {', '.join(names)}, got {len(data)} batches.")
+        groups = [tuple(data)] if len(names) == 1 else [(batch,) for batch in data]
+        call = replace(
+            self._call,
+            step=step,
+            constants=constants,
+            ids=self._ids(num_rows(data[0]), rows),
+            used=True,
+            micro_batch_size=None,
+            origin=f"{self._call.origin}/{self._place}/{len(self._reports)}",
+            place=f"{self._call.place}, called by {self._place}",
+        )
+        inputs = {name: ((Rows(group),),) for name, group in zip(names, groups, strict=True)}
+        output, report = self._ask(self.name, call.index % self._ref.num_replica, call, inputs)
+        self._reports.append(report)
+        return output
+
+    def _ids(self, count: int, rows: Sequence[int] | None) -> SampleIds:
+        """Whose rows they are: those that the caller names, or all of its own; else nobody's in particular."""
+        ids = self._call.ids
+        if rows is not None:
+            if len(rows) != count:
+                raise StepError(f"{self._place}: {self.name} gets {count} rows, but rows= names {len(rows)}.")
+            return ids.take(rows)
+        return ids if count == len(ids) else SampleIds(tuple(range(count)), tuple(range(count)), ids.weight_version)
+
+
+def with_clients(value: Any, replaced: Callable[[Any], Any], kind: type) -> Any:
+    """``value`` with each instance of ``kind`` in nested dicts, lists and tuples replaced."""
+    if isinstance(value, kind):
+        return replaced(value)
+    if type(value) is dict:
+        return {key: with_clients(part, replaced, kind) for key, part in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(with_clients(part, replaced, kind) for part in value)
+    return value
