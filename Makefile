@@ -39,6 +39,7 @@ docs-check: $(READY)
 
 bench: $(READY)
 	@$(BIN)/python benchmarks/ppo_vs_handwritten.py
+	@$(BIN)/python benchmarks/overhead.py
 	@$(BIN)/python benchmarks/startup.py
 
 # A second call finds the file and does nothing.

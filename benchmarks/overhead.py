@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import itertools
 import os
 import statistics
 import tempfile
@@ -74,7 +75,7 @@ def engine_seconds(samples: int, episodes: int, on_episode: Any = None) -> list[
         engine.set_dataset(["prompt"] * 4096).learn()
         engine.stop()
         starts.append(time.perf_counter())
-    return [end - start for start, end in zip(starts[:-1], starts[1:], strict=True)]
+    return [end - start for start, end in itertools.pairwise(starts)]
 
 
 def pools_seconds(samples: int, episodes: int) -> list[float]:

@@ -114,22 +114,26 @@ def _check_chatlearn(line: int, words: list[str], files: set[str]) -> str:
     """A recipe or a program of the repository: configuration file and settings are right."""
     import importlib
 
+    from chatlearn.cli import COMMANDS
     from chatlearn.config import load_config, parse_command_line
     from chatlearn.errors import ConfigError
     from chatlearn.recipes import RECIPES
 
     if words == ["--help"]:
         return ""
-    if len(words) < 2 or words[0] not in ("run", "check"):
+    if not words or words[0] not in COMMANDS:
         raise PageError(line, f"chatlearn {' '.join(words)}: no such command")
-    path, overrides = parse_command_line(words[2:])
-    if words[1].endswith(".py"):
-        _check_program(line, [words[1]], files)
-        source = ROOT / path if path else None
-    elif words[1] in RECIPES:
-        source = ROOT / path if path else importlib.import_module(RECIPES[words[1]]).CONFIG
-    else:
-        raise PageError(line, f"there is no recipe {words[1]!r}")
+    if not COMMANDS[words[0]].takes_settings:
+        return ""
+    what = words[1] if len(words) > 1 and not words[1].startswith("-") else ""
+    paths, overrides = parse_command_line(words[2 if what else 1 :])
+    source: list[Path] | None = [Path(path) if path in files else ROOT / path for path in paths]
+    if what.endswith(".py"):
+        _check_program(line, [what], files)
+    elif what in RECIPES:
+        source = source or importlib.import_module(RECIPES[what]).CONFIG
+    elif what or not COMMANDS[words[0]].optional:
+        raise PageError(line, f"there is no recipe {what!r}")
     try:
         load_config(source, [override for override in overrides if "runtime.resume" not in override])
     except ConfigError as error:

@@ -94,9 +94,8 @@ def _default(info: Any) -> str:
     if info.is_required():
         return "required"
     if info.default_factory is not None:
-        return {list: "`[]`", dict: "`{}`"}.get(
-            typing.get_origin(info.default_factory) or info.default_factory, _default_of_section(info)
-        )
+        factory = typing.get_origin(info.default_factory) or info.default_factory
+        return {list: "`[]`", dict: "`{}`"}.get(factory, _default_of_section(factory))
     value = list(info.default) if isinstance(info.default, tuple) else info.default
     return f"`{value}`" if isinstance(value, str) else f"`{json.dumps(value)}`"
 

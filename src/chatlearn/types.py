@@ -90,7 +90,8 @@ class SampleIds:
 
 
 def num_rows(batch: Batch) -> int:
-    """Number of samples of a batch (0 for an empty dict), read from its first value."""
+    """Number of samples of a batch, read from its first value that has rows (0 if none has)."""
     for value in batch.values():
-        return num_rows(value) if isinstance(value, dict) else len(value)
+        if value is not None and (rows := num_rows(value) if isinstance(value, dict) else len(value)):
+            return rows
     return 0

@@ -29,10 +29,17 @@ def test_an_empty_data_set(prompts: Any, tmp_path: Path) -> None:
     refused(engine_of(Echo("echo"), prompts=prompts), DataError, *words, folder=tmp_path)
 
 
-@pytest.mark.parametrize("prompts", [iter([1]), {1, 2}, 5])
-def test_prompts_that_are_no_sequence(prompts: Any, tmp_path: Path) -> None:
-    words = (f"are {type(prompts).__name__}", "sequence with a length")
-    refused(engine_of(Echo("echo"), prompts=prompts), DataError, *words, folder=tmp_path)
+@pytest.mark.parametrize(
+    ("prompts", "words"),
+    [
+        (iter([1]), r"are a list_iterator.*list\(data\)"),
+        ({1, 2}, "are a set.*Give a list"),
+        (5, "are an int.*Give a list"),
+    ],
+)
+def test_prompts_that_are_no_sequence(prompts: Any, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        engine_of(Echo("echo"), prompts=prompts)
 
 
 @pytest.mark.parametrize(

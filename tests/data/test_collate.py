@@ -144,7 +144,7 @@ def test_no_batch_and_one_batch():
         ({"x": [1]}, {"x": torch.ones(1)}, "'x' is Tensor and list"),
         ({"x": np.ones(1)}, {"x": torch.ones(1)}, "'x' is Tensor and ndarray"),
         ({"x": torch.ones(1)}, {"x": torch.ones(1, 2)}, r"'x' has \[1\] and \[1, 2\]"),
-        ({"d": {"x": [1]}}, {"d": {"y": [1]}}, "different keys: x, y"),
+        ({"d": {"x": [1]}}, {"d": {"y": [1]}}, r"different keys: d\.x, d\.y"),
     ],
 )
 def test_batches_that_do_not_belong_together(first, second, words):
@@ -214,7 +214,8 @@ def test_samples_read_as_a_list_and_as_columns():
         ("pad", ["sequences", "*value", "*side", "*length"]),
         ("split", ["batch", "size"]),
         ("select", ["batch", "rows"]),
-        ("merge", ["batches", "padding"]),
+        ("merge", ["batches", "rules", "*padding"]),
+        ("pack", ["lengths", "max_tokens"]),
     ],
 )
 def test_signatures_that_others_build_on(name, signature):

@@ -184,7 +184,9 @@ def test_every_sink_is_closed_once(iteration: int | None, tmp_path: Path, monkey
         def write(self, episode: int, row: Any) -> None:
             toys.EVENTS.append(("row", episode))
 
-        def close(self) -> None:
+        note = ""
+
+        def close(self, status: str = "finished") -> None:
             toys.EVENTS.append(("closed",))
 
     monkeypatch.setattr("chatlearn.engine.run.open_sinks", lambda *args, **kwargs: [Recording(), Recording()])

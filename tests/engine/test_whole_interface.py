@@ -508,3 +508,116 @@ def test_the_trace_of_a_run_is_json_with_every_call(tmp_path):
     assert names.count("source.forward_step") == 3 * 2
     assert names.count("learner.train_step") == 3
     assert all(math.isfinite(event["ts"]) for event in events if event.get("ph") == "X")
+
+
+def drawn(tmp_path, engine_part, **runtime):
+    """Prompts of one run of two episodes, in the order of training."""
+    chatlearn.init(settings(tmp_path, num_episode=2, sample_per_episode=6, data_shuffle=False, **runtime))
+    source, learner = Source("source"), Learner("learner")
+    engine = Engine(Environment(lambda b: source.forward_step(b)), Trainer(lambda b: learner.train_step(b)))
+    engine_part(engine).learn()
+    seen = engine._deployed.apply_first("learner", lambda module: module.seen)
+    engine.stop()
+    return [int(x) for _, x in seen]
+
+
+def test_several_data_sets_in_a_ratio(tmp_path):
+    """Two of the first for one of the second; each in its own order, over the episodes."""
+    prompts = drawn(
+        tmp_path, lambda e: e.set_multiple_datasets([[1, 2, 3, 4, 5, 6, 7, 8], [100, 200, 300, 400]], [2, 1])
+    )
+    assert [x for x in prompts if x < 100] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert [x for x in prompts if x >= 100] == [100, 200, 300, 400]
+    assert sum(x >= 100 for x in prompts[:6]) == 2
+
+
+def test_the_ratio_may_stand_in_the_configuration(tmp_path):
+    prompts = drawn(tmp_path, lambda e: e.set_multiple_datasets({"a": [1] * 50, "b": [2] * 50}), data_ratio=[1, 3])
+    assert prompts.count(2) == 9
+
+
+@pytest.mark.parametrize("ratio", [[1], [1, 0], [1, -1], [1, math.inf], [1, "2"]])
+def test_a_wrong_ratio_is_refused(ratio):
+    with pytest.raises(chatlearn.EngineError, match="data_ratio"):
+        Engine().set_multiple_datasets([[1], [2]], ratio)
+
+
+def test_no_data_sets_are_refused():
+    with pytest.raises(chatlearn.EngineError, match="no data sets"):
+        Engine().set_multiple_datasets([])
+
+
+def test_a_sampler_of_ones_own(tmp_path):
+    prompts = drawn(
+        tmp_path, lambda e: e.set_dataset([10, 20, 30]).set_sampler(lambda group, length, seed: -group % length)
+    )
+    assert prompts == [10, 30, 20] * 4
+    with pytest.raises(chatlearn.EngineError, match="set_sampler"):
+        Engine().set_sampler(3)
+    with pytest.raises(chatlearn.DataError, match=r"gives 7 for group 0.*3 prompts"):
+        drawn(tmp_path, lambda e: e.set_dataset([10, 20, 30]).set_sampler(lambda group, length, seed: 7))
+
+
+def test_prompts_from_a_file(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(f'{{"prompt": {i}}}\n' for i in range(12)))
+    assert drawn(tmp_path, lambda e: e.set_dataset(path)) == list(range(12))
+    assert drawn(tmp_path, lambda e: e, data_path=str(path)) == list(range(12))
+
+
+def test_samples_that_were_consumed_elsewhere_are_left_out(tmp_path):
+    assert drawn(tmp_path, lambda e: e.set_dataset(list(range(20))), consumed_samples=5) == list(range(5, 17))
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_padding_by_rule(tmp_path, declared):
+    """Rows of widths 1 to 6, padded on the left with -1 where batches of different widths are put together."""
+    from chatlearn.data.padding import Padding
+
+    class Wide(BaseModule):
+        padding = {"t": Padding(-1, "left")} if declared else {}
+
+        def setup(self):
+            if not declared:
+                self.add_padding_config("t", -1, "left")
+
+        def forward_step(self, data):
+            return {"t": torch.ones(1, data["prompt"][0] + 1)}
+
+    class Keeping(BaseModule):
+        def setup(self):
+            self.seen = []
+
+        def train_step(self, data, train_info):
+            self.seen += [micro["t"].tolist() for micro in data]
+
+    chatlearn.init(settings(tmp_path, num_episode=1, generation_batch_size=1, sample_per_episode=4, data_shuffle=False))
+    wide, keeping = Wide("wide"), Keeping("keeping")
+    engine = Engine(Environment(lambda b: wide.forward_step(b)), Trainer(lambda b: keeping.train_step(b)))
+    engine.set_dataset([0, 1, 2, 0]).learn()
+    seen = engine._deployed.apply_first("keeping", lambda module: module.seen)
+    rows_of = [row for micro in seen for row in micro]
+    assert rows_of == [[-1, -1, 1], [-1, 1, 1], [1, 1, 1], [-1, -1, 1]]
+
+
+def test_a_key_that_nobody_makes_is_refused_before_the_start(tmp_path):
+    class Writer(Source):
+        writes = frozenset({"x"})
+
+    class Maker(Source):
+        writes = frozenset({"tokens"})
+
+    class Reader(Source):
+        reads = frozenset({"tokens"})
+
+    chatlearn.init(settings(tmp_path))
+    writer, maker, reader, learner = Writer("writer"), Maker("maker"), Reader("reader"), Learner("learner")
+
+    def flow(batch):
+        late = reader.forward_step(writer.forward_step(batch))
+        return maker.forward_step(late)
+
+    engine = Engine(Environment(flow), Trainer(lambda b: learner.train_step(b))).set_dataset([1])
+    with pytest.raises(chatlearn.FlowError, match=r"reader\.forward_step reads 'tokens'.*maker\.forward_step"):
+        engine.learn()
+    assert not list(tmp_path.iterdir())

@@ -223,6 +223,16 @@ def test_returning_a_number_is_an_error():
     assert str(caught.value).startswith(place(flow, "def flow"))
 
 
+@pytest.mark.parametrize(
+    "nest",
+    [lambda out: (out, (out,)), lambda out: {"a": {"b": out}}, lambda out: [[out]]],
+    ids=["tuple", "dict", "list"],
+)
+def test_results_inside_of_results_are_an_error(nest):
+    with pytest.raises(FlowError, match="alone or in one tuple, list or dict"):
+        trace(lambda batch: nest(policy.forward_step(batch)))
+
+
 def test_one_data_parameter_gets_its_inputs_merged_several_get_them_apart():
     def flow(batch):
         a = policy.forward_step(batch)
@@ -241,7 +251,7 @@ def test_data_by_name():
 
     first, second = trace(flow)
     assert dict(first.inputs) == {"data": (BATCH,)}
-    assert dict(second.inputs) == {"first": (0,), "second": (BATCH,)}
+    assert list(second.inputs.items()) == [("first", (0,)), ("second", (BATCH,))]
 
 
 def test_any_number_of_data_arguments_stay_apart():
@@ -301,6 +311,39 @@ def test_arguments_that_do_not_fit_the_step_are_errors_with_their_line(flow, wor
     with pytest.raises(FlowError, match=words) as caught:
         trace(flow)
     assert str(caught.value).startswith(f"{__file__}:{flow.__code__.co_firstlineno}: ")
+
+
+WITHOUT_A_VALUE = {
+    "nothing": (lambda batch: policy.forward_step(), "is called without its parameter 'data'"),
+    "nothing to train on": (lambda batch: policy.train_step(), "is called without its parameter 'data'"),
+    "real data": (lambda batch: policy.forward_step({"x": 1}), "with none of the flow's values"),
+    "real data by name": (lambda batch: policy.compare(first={}, second={}), "with none of the flow's values"),
+    "no arguments at all": (lambda batch: reward.gather({}), "with none of the flow's values"),
+}
+
+
+@pytest.mark.parametrize(("use", "words"), WITHOUT_A_VALUE.values(), ids=WITHOUT_A_VALUE)
+def test_a_step_called_in_a_flow_without_any_of_its_values_does_not_run(use, words):
+    def flow(batch):
+        use(batch)
+        return policy.forward_step(batch)
+
+    with pytest.raises(FlowError, match=words) as caught:
+        trace(flow)
+    assert str(caught.value).startswith(f"{__file__}:{use.__code__.co_firstlineno}: ")
+
+
+def test_after_a_trace_steps_run_on_real_data_again_after_a_failed_one_too():
+    class Plain(BaseModule):
+        def forward_step(self, data):
+            return {"x": data["x"] + 1}
+
+    plain = Plain("plain")
+    trace(plain.forward_step)
+    assert plain.forward_step({"x": 1}) == {"x": 2}
+    with pytest.raises(FlowError):
+        trace(lambda batch: plain.forward_step({"x": 1}))
+    assert plain.forward_step({"x": 1}) == {"x": 2}
 
 
 def test_a_step_that_the_class_does_not_define():

@@ -10,7 +10,11 @@ from chatlearn.runtime.base import Cluster
 from chatlearn.runtime.local import LocalCluster
 from chatlearn.runtime.seeding import preserved_globals
 
-CLUSTERS = {"local": LocalCluster, "isolated": lambda: LocalCluster(isolate=True), "threads": lambda: LocalCluster(threads=2)}
+CLUSTERS = {
+    "local": LocalCluster,
+    "isolated": lambda: LocalCluster(isolate=True),
+    "threads": lambda: LocalCluster(threads=2),
+}
 
 
 @pytest.fixture(params=CLUSTERS)

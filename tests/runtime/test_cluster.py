@@ -212,7 +212,7 @@ def life(cluster, how, where):
     handle = spawn(cluster, Failing("policy", where, how))
     cluster.get(cluster.call(handle, "hook", "before_episode", 1))
     assert cluster.get(cluster.call(handle, "build_dataset", "train-0", ["a", "b"], False)) == 2
-    cluster.get(cluster.call(handle, "fetch", "train-0", [0, 1], 0))
+    cluster.get(cluster.call(handle, "fetch", [("train-0", 0), ("train-0", 1)], 0))
     run(cluster, handle, {"x": [1]})
     run(cluster, handle, {"x": [1]}, step="train_step", micro_batch_size=1)
     raise AssertionError(f"nothing raised in {where}")

@@ -72,7 +72,7 @@ def test_hooks_and_data_sets_have_seeds_of_their_own(cluster):
         cluster.get(cluster.call(handle, "build_dataset", key, [0] * 5, is_eval))
 
     def fetched(key, position):
-        return cluster.get(cluster.call(handle, "fetch", key, [4, 2], position))["torch"].tolist()
+        return cluster.get(cluster.call(handle, "fetch", [(key, 4), (key, 2)], position))["torch"].tolist()
 
     assert hook(1) == hook(1) != hook(2)
     assert fetched("train-0", 8) == fetched("train-0", 8)

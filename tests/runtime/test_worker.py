@@ -16,7 +16,8 @@ from chatlearn.runtime.worker import Worker, check_replicable
 def test_a_data_set_is_built_once_and_read_by_index(cluster):
     handle = spawn(cluster, Echo("echo"))
     assert cluster.get(cluster.call(handle, "build_dataset", "train-0", ["a", "b", "c"], False)) == 3
-    assert cluster.get(cluster.call(handle, "fetch", "train-0", [2, 0, 2], 0)) == {"prompt": ["c", "a", "c"]}
+    picks = [("train-0", i) for i in (2, 0, 2)]
+    assert cluster.get(cluster.call(handle, "fetch", picks, 0)) == {"prompt": ["c", "a", "c"]}
 
 
 def test_an_unreadable_sample_names_replica_and_index(cluster):
@@ -25,7 +26,7 @@ def test_an_unreadable_sample_names_replica_and_index(cluster):
     with pytest.raises(
         DataError, match=r"policy\[0\].*sample 1 of the data set can't be read: ValueError: bad"
     ) as caught:
-        cluster.get(cluster.call(handle, "fetch", "train-0", [1, 0], 0))
+        cluster.get(cluster.call(handle, "fetch", [("train-0", i) for i in (1, 0)], 0))
     assert type(caught.value.__cause__) is ValueError
 
 
@@ -37,7 +38,7 @@ def test_a_collation_with_missing_rows_is_refused(cluster):
     handle = spawn(cluster, Short("short"))
     cluster.get(cluster.call(handle, "build_dataset", "train-0", [1, 2, 3], False))
     with pytest.raises(DataError, match=r"short\[0\]: samples \[2, 1\].*'x' has 1 rows where 2 are expected"):
-        cluster.get(cluster.call(handle, "fetch", "train-0", [2, 1], 0))
+        cluster.get(cluster.call(handle, "fetch", [("train-0", i) for i in (2, 1)], 0))
 
 
 class _Short(list):

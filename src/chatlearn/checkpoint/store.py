@@ -21,9 +21,11 @@ FORMAT = 1
 
 MAY_CHANGE = frozenset(
     {
-        *("backend", "isolate", "num_replica", "num_cpu"),
+        *("backend", "isolate", "local_threads", "num_replica", "num_cpu", "stream_data_loader_type"),
         *("num_episode", "eval_episode_interval", "save_episode_interval", "resume", "output_dir", "exp_name"),
-        *("log_interval", "log_samples", "export"),
+        *("log_interval", "log_samples", "export", "sinks", "trace", "profile_episodes", "profiler_dir"),
+        *("best_metric", "best_metric_mode", "early_stop_patience", "early_stop_threshold"),
+        *("max_data_ckpt_nums", "model_config_file", "enable_eval_before_training"),
     }
 )
 """Keys of the configuration that a resumed run may change: they don't decide what an episode computes."""

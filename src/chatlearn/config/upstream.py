@@ -8,6 +8,8 @@ _WORKERS = "the modules run in this process, with its packages and its folder"
 _DEVICES = "one process places no modules on devices"
 _RANKS = "one process splits no model over ranks"
 _SENDING = "inside one process weights are copied, not sent"
+_LATER = "this version does not do it yet"
+_RESUME = "checkpoints lie in the run folder, and runtime.resume says where to go on"
 _OFFLOAD = "one process shares no devices between modules"
 
 WITHOUT_EFFECT: dict[str, dict[str, str]] = {
@@ -26,6 +28,11 @@ WITHOUT_EFFECT: dict[str, dict[str, str]] = {
     },
     "runtime": {
         **dict.fromkeys(("colocation", "cpu_schedule_strategy"), _DEVICES),
+        **dict.fromkeys(("data_rerank", "max_replay_episode", "replay_episode_offset"), _LATER),
+        **dict.fromkeys(("data_checkpoint_path", "load_data_checkpoint_iteration"), _RESUME),
+        "enable_resume_training": _RESUME,
+        "validate_param_sync": "every sync is checked by its checksum",
+        "deterministic": "on a CPU all kernels give the same bits each time",
         "concurrent_setup": "modules are set up one after the other",
         "training_shuffle_mode": "each later epoch goes over all samples in one shuffled order",
         **dict.fromkeys(("param_sync_comm_type", "param_sync_max_workers", "concurrent_comm"), _SENDING),

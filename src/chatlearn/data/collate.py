@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from chatlearn.data.padding import SIDES, Padding, widened
 from chatlearn.errors import DataError
 from chatlearn.types import Batch, num_rows
 
@@ -30,6 +31,23 @@ class Samples(list[dict[str, Any]]):
     def items(self) -> list[tuple[str, list[Any]]]:
         """Pairs of key and column."""
         return [(key, self[key]) for key in self.keys()]
+
+    def columns(self) -> Batch:
+        """One list per key, of samples that all have the same keys.
+
+        Raises:
+            DataError: they have not.
+        """
+        keys = self[0].keys() if self else ()
+        for number, sample in enumerate(self):
+            if sample.keys() != keys:
+                odd = ", ".join(sorted(set(keys) ^ set(sample)))
+                raise DataError(
+                    f"the samples of a batch have different keys: {odd} is not in all of them (the first has "
+                    f"{', '.join(keys)}; number {number} has {', '.join(sample)}). Give every record the same keys, "
+                    f"None where there is no value."
+                )
+        return {key: [sample[key] for sample in self] for key in keys}
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, str):
@@ -56,7 +74,7 @@ def pad(
     """
     if not sequences:
         raise DataError("pad() got no sequences; it needs at least one to know dtype and shape.")
-    if side not in ("left", "right"):
+    if side not in SIDES:
         raise DataError(f"pad(side={side!r}): padding goes 'left' or 'right'.")
     longest = max(len(sequence) for sequence in sequences)
     length = longest if length is None else length
@@ -70,6 +88,39 @@ def pad(
     return result
 
 
+def pack(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Samples put together under a token budget, in few batches (first fit decreasing).
+
+    Args:
+        lengths: tokens of each sample.
+        max_tokens: the most tokens of a batch.
+
+    Returns:
+        Indices of the samples of each batch, every sample once; in a batch they ascend, and batches go by their first
+        index. ``select(batch, indices)`` takes the rows.
+
+    Raises:
+        DataError: a sample is longer than the budget, or a length is negative.
+    """
+    for index, length in enumerate(lengths):
+        if not 0 <= length <= max_tokens:
+            raise DataError(
+                f"pack(max_tokens={max_tokens}): sample {index} has {length} tokens. Raise the budget, or cut the "
+                f"sample first."
+            )
+    room = np.empty(len(lengths), dtype=np.int64)
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        fitting = room[: len(batches)] >= lengths[index]
+        place = int(fitting.argmax()) if fitting.any() else len(batches)
+        if place == len(batches):
+            batches.append([])
+            room[place] = max_tokens
+        batches[place].append(index)
+        room[place] -= lengths[index]
+    return sorted(sorted(batch) for batch in batches)
+
+
 def split(batch: Batch, size: int) -> list[Batch]:
     """Cuts a batch into pieces of ``size`` rows; the last one may be smaller. Tensors become views.
 
@@ -80,22 +131,30 @@ def split(batch: Batch, size: int) -> list[Batch]:
 
 
 def select(batch: Batch, rows: Sequence[int]) -> Batch:
-    """The given rows, in the given order; for a ``range`` of step 1, tensors and arrays are views."""
+    """The given rows, in the given order; for a ``range`` of step 1, tensors and arrays are views. A value that is
+    ``None`` stays ``None``.
+    """
     return {key: _select(value, rows) for key, value in batch.items()}
 
 
-def merge(batches: Sequence[Batch], padding: float = 0) -> Batch:
+def merge(batches: Sequence[Batch], rules: Mapping[str, Padding] | None = None, *, padding: float = 0) -> Batch:
     """Batches one after another.
 
-    Tensors and arrays whose dimensions beyond the first differ are padded on the right of each such dimension.
+    Tensors and arrays whose dimensions beyond the first differ are padded by the rule of their key. A value that is
+    ``None`` in all batches stays ``None``.
 
     Args:
         batches: with the same keys.
-        padding: what the padding holds.
+        rules: by key; keys of nested dicts are dotted paths such as ``"a.b"``.
+        padding: what the padding of keys without a rule holds; it goes on the right.
 
     Raises:
         DataError: batches with different keys or with values of different kinds.
     """
+    return _merge(batches, "", rules or {}, Padding(padding))
+
+
+def _merge(batches: Sequence[Batch], path: str, rules: Mapping[str, Padding], default: Padding) -> Batch:
     if len(batches) == 1:
         return batches[0]
     if not batches:
@@ -103,12 +162,14 @@ def merge(batches: Sequence[Batch], padding: float = 0) -> Batch:
     first = batches[0]
     for batch in batches[1:]:
         if batch.keys() != first.keys():
-            odd = sorted(set(first) ^ set(batch))
-            raise DataError(f"batches of one flow have different keys: {', '.join(odd)} is not in all of them.")
-    return {key: _concatenate(key, [batch[key] for batch in batches], padding) for key in first}
+            odd = ", ".join(path + key for key in sorted(set(first) ^ set(batch)))
+            raise DataError(f"batches of one flow have different keys: {odd} is not in all of them.")
+    return {key: _concatenate(path + key, [batch[key] for batch in batches], rules, default) for key in first}
 
 
 def _select(value: Any, rows: Sequence[int]) -> Any:
+    if value is None:
+        return None
     if isinstance(value, dict):
         return select(value, rows)
     if isinstance(rows, range) and rows.step == 1:
@@ -120,34 +181,27 @@ def _select(value: Any, rows: Sequence[int]) -> Any:
     return value[np.asarray(rows, dtype=np.intp)]
 
 
-def _concatenate(key: str, values: list[Any], padding: float) -> Any:
+KINDS = (torch.Tensor, np.ndarray, list, dict, type(None))
+
+
+def _concatenate(path: str, values: list[Any], rules: Mapping[str, Padding], default: Padding) -> Any:
     first = values[0]
-    kinds = {kind for value in values for kind in (torch.Tensor, np.ndarray, list, dict) if isinstance(value, kind)}
-    if len(kinds) != 1:
+    kinds = {next((kind for kind in KINDS if isinstance(value, kind)), type(value)) for value in values}
+    if len(kinds) != 1 or not kinds.issubset(KINDS):
+        names = sorted("None" if kind is type(None) else kind.__name__ for kind in kinds)
         raise DataError(
-            f"{key!r} is {' and '.join(sorted(k.__name__ for k in kinds))} in batches that belong together."
+            f"{path!r} is {' and '.join(names)} in batches that belong together. Values are tensors, arrays or lists "
+            f"with one entry per sample, dicts of these, or None, and of one kind in all batches."
         )
+    if first is None:
+        return None
     if isinstance(first, dict):
-        return merge(values, padding)
+        return _merge(values, f"{path}.", rules, default)
     if isinstance(first, list):
         return [entry for value in values for entry in value]
     if len({value.ndim for value in values}) != 1:
-        raise DataError(
-            f"{key!r} has {' and '.join(str(list(v.shape)) for v in values[:2])} in batches that belong together."
-        )
+        shapes = list(dict.fromkeys(str(list(value.shape)) for value in values))
+        raise DataError(f"{path!r} has {' and '.join(shapes[:2])} in batches that belong together.")
     if len({value.shape[1:] for value in values}) > 1:
-        widths = [max(sizes) for sizes in zip(*(value.shape[1:] for value in values), strict=True)]
-        values = [_widened(value, widths, padding) for value in values]
+        values = widened(path, values, rules.get(path, default))
     return torch.cat(values) if isinstance(first, torch.Tensor) else np.concatenate(values)
-
-
-def _widened(value: Any, widths: list[int], padding: float) -> Any:
-    if isinstance(value, torch.Tensor):
-        amounts = [
-            n
-            for width, size in zip(reversed(widths), reversed(value.shape[1:]), strict=True)
-            for n in (0, width - size)
-        ]
-        return torch.nn.functional.pad(value, amounts, value=padding)
-    amounts = [(0, 0), *((0, width - size) for width, size in zip(widths, value.shape[1:], strict=True))]
-    return np.pad(value, amounts, constant_values=padding)

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from chatlearn.data.collate import Samples
-from chatlearn.errors import DataError
+from chatlearn.data.lengths import length_of
+from chatlearn.errors import ChatLearnError, DataError
 from chatlearn.types import Batch
 
 
@@ -27,7 +28,7 @@ class PromptDataset:
 
     def collate_fn(self, samples: Samples) -> Batch:
         """Columns as they are: lists with one entry per sample."""
-        return dict(samples.items())
+        return samples.columns()
 
 
 def open_dataset(module: Any, prompts: Sequence[Any], is_eval: bool) -> Any:
@@ -59,19 +60,30 @@ def fetch(dataset: Any, indices: Sequence[int]) -> Batch:
     Raises:
         DataError: a sample can't be read (its index is named), or the collation fails or gives no dict.
     """
-    samples = Samples()
-    for index in indices:
-        try:
-            samples.append(dataset[index])
-        except bdb.BdbQuit:
-            raise
-        except Exception as error:
-            raise DataError(f"sample {index} of the data set can't be read: {type(error).__name__}: {error}") from error
-    collate = getattr(dataset, "collate_fn", None) or _default_collate
+    return fetch_from([dataset], [(0, index) for index in indices])
+
+
+def fetch_from(datasets: Sequence[Any], picks: Sequence[tuple[int, int]]) -> Batch:
+    """Samples of several data sets in one batch.
+
+    Args:
+        datasets: all data sets of a flow.
+        picks: (number of the data set, index in it) of each sample, as a sampler gives them.
+
+    Returns:
+        The samples in the order of ``picks``, collated by the ``collate_fn`` of the first sample's data set.
+
+    Raises:
+        DataError: as of :func:`fetch`; the number of the data set is named too where there are several.
+    """
+    samples = Samples(_read(datasets, *pick) for pick in picks)
+    collate = getattr(datasets[picks[0][0]], "collate_fn", None) or _default_collate
     try:
         batch = collate(samples)
     except bdb.BdbQuit:
         raise
+    except ChatLearnError as error:
+        raise DataError(f"collating fails: {error}") from error
     except Exception as error:
         raise DataError(
             f"collating fails: {type(error).__name__}: {error}. Give the data set a `collate_fn` that "
@@ -84,6 +96,27 @@ def fetch(dataset: Any, indices: Sequence[int]) -> Batch:
             f'{{"query": …}}.'
         )
     return batch
+
+
+def lengths_of(datasets: Sequence[Any], picks: Sequence[tuple[int, int]]) -> list[int]:
+    """The length of each sample (see :func:`chatlearn.data.lengths.length_of`); each is read once.
+
+    Raises:
+        DataError: a sample can't be read, or has no length.
+    """
+    known = {pick: length_of(_read(datasets, *pick)) for pick in dict.fromkeys(picks)}
+    return [known[pick] for pick in picks]
+
+
+def _read(datasets: Sequence[Any], number: int, index: int) -> Any:
+    try:
+        return datasets[number][index]
+    except bdb.BdbQuit:
+        raise
+    except Exception as error:
+        which = "the data set" if len(datasets) == 1 else f"data set {number}"
+        cause = str(error) if isinstance(error, ChatLearnError) else f"{type(error).__name__}: {error}"
+        raise DataError(f"sample {index} of {which} can't be read: {cause}") from error
 
 
 def _default_collate(samples: Samples) -> Any:

@@ -11,6 +11,7 @@ from chatlearn.engine.environment import Environment
 from chatlearn.engine.evaluator import Evaluator
 from chatlearn.engine.trainer import Trainer
 from chatlearn.errors import DataError, EngineError, FlowError, ModuleError
+from chatlearn.flow.contracts import missing_reads, yields
 from chatlearn.flow.graph import Graph
 from chatlearn.modules.base import BaseModule
 from chatlearn.observe.sinks import check_sinks
@@ -46,7 +47,7 @@ def check_modules(config: Config, modules: Mapping[str, BaseModule], trained: Co
         ConfigError: all problems at once.
         ModuleError: a stateful module with several replicas.
     """
-    problems, notes = check_models(config, list(modules))
+    problems, notes = check_models(config, list(modules), trained)
     for name, module in modules.items():
         problems += check_args(name, type(module).Args, config)
     problems += check_trained(config, trained)
@@ -106,14 +107,16 @@ def check_datasets(environment: Environment | None, trainer: Trainer | None, eva
         )
     maker = environment or trainer
     if maker is not None:
-        _check_readable(maker.graph, {"": maker.prompts}, "engine.set_dataset(prompts)")
+        _check_readable(
+            maker.graph, dict(enumerate(maker.prompts.datasets)) or {0: None}, "engine.set_dataset(prompts)"
+        )
     if evaluator is not None:
         _check_readable(evaluator.graph, evaluator.datasets or {"": None}, "Evaluator(…).set_dataset(prompts)")
 
 
-def _check_readable(graph: Graph, datasets: Mapping[str, Any], setter: str) -> None:
+def _check_readable(graph: Graph, datasets: Mapping[Any, Any], setter: str) -> None:
     for name, prompts in datasets.items():
-        which = f"The data set {name!r}" if name else "The data set"
+        which = f"The data set {name!r}" if len(datasets) > 1 else "The data set"
         if prompts is None:
             raise EngineError(f"{graph.name} has no data set. Call `{setter}`.")
         if not hasattr(prompts, "__len__") or not hasattr(prompts, "__getitem__"):
@@ -123,6 +126,21 @@ def _check_readable(graph: Graph, datasets: Mapping[str, Any], setter: str) -> N
             raise DataError(f"{which} of {graph.name} is empty. Give `{setter}` at least one prompt.")
     if graph.root is None:
         raise FlowError(f"{graph.where}: no step of {graph.name} takes the raw batch.")
+
+
+def check_reads(environment: Environment | None, trainer: Trainer | None, evaluator: Evaluator | None) -> None:
+    """Every key that a module declares to read can be there.
+
+    Raises:
+        FlowError: a step reads what none of its inputs can hold; all are listed.
+    """
+    made = None if environment is None else yields(environment.graph)
+    others = [] if environment is None else [environment.graph]
+    problems = [] if environment is None else missing_reads(environment.graph)
+    problems += [] if trainer is None else missing_reads(trainer.graph, made, others=others)
+    problems += [] if evaluator is None else missing_reads(evaluator.graph)
+    if problems:
+        raise FlowError("\n".join(problems))
 
 
 def check_syncs(pairs: Iterable[tuple[BaseModule, BaseModule]], modules: Mapping[str, BaseModule]) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from chatlearn.config.schema import Config, ModelConfig
+from chatlearn.data.padding import padding_rules
 from chatlearn.errors import EngineError
 from chatlearn.flow.graph import Node
 from chatlearn.flow.signature import step_signature
@@ -60,6 +61,7 @@ class Deployment:
         self._hook("setup", self.handles())
         self.settle()
         self.publish()
+        self._use_padding()
 
     def stop(self) -> None:
         """Ends all replicas."""
@@ -120,9 +122,9 @@ class Deployment:
             self._datasets[known] = key, length, prompts  # holding on to the prompts keeps their id taken
         return self._datasets[known][:2]
 
-    def fetch(self, name: str, key: str, indices: Sequence[int], position: int) -> Future:
-        """Samples of a data set as one batch; ``position`` is the sampler's."""
-        return self.cluster.call(self._replicas[name][0], "fetch", key, indices, position)
+    def fetch(self, name: str, picks: Sequence[tuple[str, int]], position: int) -> Future:
+        """Samples (key of the data set, index) as one batch; ``position`` is the sampler's."""
+        return self.cluster.call(self._replicas[name][0], "fetch", picks, position)
 
     def run(
         self,
@@ -227,7 +229,18 @@ class Deployment:
         for future in [self.cluster.call(handle, method, *args) for handle in handles]:
             self.cluster.get(future)
         for handle in handles:
-            self._pending.append(Call(None, self.cluster.call(handle, "take_report"), "hook", handle, method))
+            report = self.cluster.call(handle, "take_report")
+            self._pending.append(Call(report, report, "hook", handle, method))
+
+    def _use_padding(self) -> None:
+        """Tells every replica the padding rules of all modules."""
+        declared = [
+            (name, self.cluster.get(self.cluster.call(handles[0], "padding")))
+            for name, handles in self._replicas.items()
+        ]
+        if rules := padding_rules(declared):
+            for future in [self.cluster.call(handle, "use_padding", rules) for handle in self.handles()]:
+                self.cluster.get(future)
 
     def _ref(self, module: BaseModule) -> ClientRef:
         """A module among the constants of a call, as it travels."""
@@ -255,7 +268,7 @@ class Call:
         submitted: ``time.perf_counter()`` when it went out, in seconds.
     """
 
-    output: Future | None
+    output: Future
     report: Future
     phase: str
     handle: Handle

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from chatlearn.checkpoint.store import RunState
-from chatlearn.data.sampler import Sampler
 from chatlearn.data.stream import Experience
 from chatlearn.engine.deployment import Deployment
 from chatlearn.engine.executor import Executor, check_steps
+from chatlearn.engine.prompts import Prompts
 from chatlearn.flow.graph import Node
 
 
@@ -27,11 +27,11 @@ class Environment(Executor):
     def __init__(self, flow: Callable[[Any], Any]) -> None:
         super().__init__(flow)
         check_steps(self.graph, _no_training)
-        self.prompts: Sequence[Any] | None = None
+        self.prompts = Prompts()
 
     def set_dataset(self, prompts: Sequence[Any]) -> Environment:
         """Sets the prompts that the first module of the flow builds its data set from."""
-        self.prompts = prompts
+        self.prompts = self.prompts.of(prompts)
         return self
 
     def stream(self, deployment: Deployment, state: RunState) -> Iterator[Experience]:
@@ -42,14 +42,12 @@ class Environment(Executor):
         runtime = deployment.config.runtime
         assert self.graph.root is not None
         root = self.graph.root.module.name
-        key, length = deployment.open_dataset(root, self.prompts, is_eval=False)
-        sampler = Sampler(runtime.seed, length, shuffle=runtime.data_shuffle)
+        prompts = self.prompts.open(deployment, root)
         size, end = self.batch_size(deployment), state.position + runtime.sample_per_episode
         window = deployment.window(self.graph.modules)
         in_flight: deque[Experience] = deque()
         while state.position < end:
-            ids = sampler.ids(state.position, min(size, end - state.position), state.weight_version)
-            batch = deployment.fetch(root, key, sampler.indices(ids), state.position)
+            batch, ids = prompts.fetch(state.position, min(size, end - state.position), state.weight_version)
             outputs, made = self.run(
                 deployment,
                 batch,

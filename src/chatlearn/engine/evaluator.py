@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from chatlearn.data.sampler import Sampler
+from chatlearn.data.sources import read_prompts
 from chatlearn.engine.deployment import Deployment
 from chatlearn.engine.environment import _no_training
 from chatlearn.engine.executor import Executor, check_steps
@@ -56,7 +57,7 @@ class Evaluator(Executor):
 
     def set_dataset(self, prompts: Sequence[Any]) -> Self:
         """Sets the prompts that the first module of the flow builds its evaluation data set from."""
-        self._datasets = {"": prompts}
+        self._datasets = {"": read_prompts(prompts)}
         return self
 
     def set_multiple_datasets(self, datasets: Mapping[str, Sequence[Any]] | Sequence[Sequence[Any]]) -> Self:
@@ -71,7 +72,7 @@ class Evaluator(Executor):
                 "Evaluator.set_multiple_datasets takes a dict such as {'easy': prompts, 'hard': prompts}; names are "
                 f"text without '/'. Got {', '.join(map(repr, named)) or 'no data sets'}."
             )
-        self._datasets = named
+        self._datasets = {name: read_prompts(prompts) for name, prompts in named.items()}
         return self
 
     def set_post_process_func(self, function: Callable[[list[Batch], dict[str, Any]], Any]) -> Self:
@@ -127,7 +128,7 @@ class Evaluator(Executor):
         in_flight: deque[tuple[Future, ...]] = deque()
         for position in range(0, length, size):
             ids = sampler.ids(position, min(size, length - position))
-            batch = deployment.fetch(root, key, sampler.indices(ids), position)
+            batch = deployment.fetch(root, [(key, index) for index in sampler.indices(ids)], position)
             outputs, _ = self.run(deployment, batch, ids, phase="eval", counters=counters, place=place, is_eval=True)
             in_flight.append(outputs)
             if len(in_flight) >= window:

@@ -106,6 +106,8 @@ class Run:
             for name in content["modules"]:
                 deployment.apply(name, load_module, str(self._folder.checkpoint), self.state.episode)
             deployment.restore_shared(load_shared(self._folder.checkpoint))
+        else:
+            self.state.position = self.config.runtime.consumed_samples
         self.write_result(status="running")  # whatever an earlier part of the run ended with
         discard_rows(self.path / "metrics.jsonl", self.state.episode if self._folder.checkpoint else -1)
         runtime = self.config.runtime

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from chatlearn.checkpoint.store import RunState
-from chatlearn.data.sampler import Sampler
 from chatlearn.data.stream import Experience, GlobalBatch, StreamDataset
 from chatlearn.engine.deployment import Deployment
 from chatlearn.engine.executor import Executor, check_steps
+from chatlearn.engine.prompts import Prompts
 from chatlearn.flow.graph import BATCH, Node
+from chatlearn.runtime.base import Future
 from chatlearn.runtime.worker import Rows, Value
 
 
@@ -27,20 +28,18 @@ class Trainer(Executor):
     def __init__(self, flow: Callable[[Any], Any]) -> None:
         super().__init__(flow)
         check_steps(self.graph, _keeps_rows)
-        self.prompts: Sequence[Any] | None = None
+        self.prompts = Prompts()
 
     def stream(self, deployment: Deployment, state: RunState) -> Iterator[Experience]:
         """One episode's samples straight from the data set, for an engine without an environment."""
         runtime = deployment.config.runtime
         assert self.graph.root is not None
         root = self.graph.root.module.name
-        key, length = deployment.open_dataset(root, self.prompts, is_eval=False)
-        sampler = Sampler(runtime.seed, length, shuffle=runtime.data_shuffle)
+        prompts = self.prompts.open(deployment, root)
         end = state.position + runtime.sample_per_episode
         while state.position < end:
             count = min(runtime.train_global_batch_size, end - state.position)
-            ids = sampler.ids(state.position, count, state.weight_version)
-            batch = deployment.fetch(root, key, sampler.indices(ids), state.position)
+            batch, ids = prompts.fetch(state.position, count, state.weight_version)
             state.position += len(ids)
             yield Experience((batch,), ids)
 
@@ -54,6 +53,7 @@ class Trainer(Executor):
 
     def _train_step(self, deployment: Deployment, state: RunState, batch: GlobalBatch, epoch: int) -> None:
         iteration = state.global_batches
+        ends: dict[int, Future] = {}
         values: dict[int, Value] = {BATCH: tuple(Rows(sources, rows) for sources, rows in batch.pieces)}
         for node in self.graph:
             call = deployment.run(
@@ -69,9 +69,9 @@ class Trainer(Executor):
                 },
                 used=node.index in self.graph.used,
                 micro_batch_size=deployment.config.runtime.train_micro_batch_size,
-                after=tuple(values[index] for index in node.after),
+                after=tuple(ends[index] for index in node.after),
             )
-            values[node.index] = call.output
+            values[node.index] = ends[node.index] = call.output
 
 
 def _keeps_rows(node: Node) -> str | None:

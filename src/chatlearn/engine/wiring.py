@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Self
 
 from chatlearn.config.active import active_generation, get_config, init
 from chatlearn.config.schema import Config
 from chatlearn.engine.callbacks import Callback, Callbacks
-from chatlearn.engine.check import check_datasets, check_modules, check_syncs, collect_modules
+from chatlearn.engine.check import check_datasets, check_modules, check_reads, check_syncs, collect_modules
 from chatlearn.engine.environment import Environment
 from chatlearn.engine.evaluator import Evaluator
+from chatlearn.engine.prompts import Prompts
 from chatlearn.engine.trainer import Trainer
 from chatlearn.errors import EngineError
 from chatlearn.modules.base import BaseModule, take_ownership
@@ -22,7 +25,7 @@ class Wiring:
     def __init__(self, environment: Environment | None, trainer: Trainer | None, evaluator: Evaluator | None) -> None:
         self.environment, self.trainer, self.evaluator = environment, trainer, evaluator
         self._take_modules()
-        self._prompts: Sequence[Any] | None = None
+        self._prompts: Prompts | None = None
         self._pairs: list[tuple[BaseModule, BaseModule, int | None]] = []
         self._callbacks = Callbacks()
         self._generation = 0
@@ -46,9 +49,49 @@ class Wiring:
         self._take_modules()
         return self
 
-    def set_dataset(self, prompts: Sequence[Any]) -> Self:
-        """Sets the prompts of the environment, or of the trainer where there is no environment."""
-        self._prompts = prompts
+    def set_dataset(self, prompts: Sequence[Any] | str | Path) -> Self:
+        """Sets the prompts of the environment, or of the trainer where there is no environment.
+
+        Args:
+            prompts: a sequence (a list, a Hugging Face data set, …), or the path of a file or folder of JSON Lines,
+                Parquet, CSV or text.
+
+        Raises:
+            DataError: it is neither, or the file can't be read.
+        """
+        self._prompts = (self._prompts or Prompts()).of(prompts)
+        return self
+
+    def set_multiple_datasets(
+        self, datasets: Sequence[Any] | Mapping[str, Any], data_ratio: Sequence[float] | None = None
+    ) -> Self:
+        """Sets several data sets, mixed in a fixed proportion.
+
+        Args:
+            datasets: a list of data sets, or a dict from names to data sets, each as in :meth:`set_dataset`.
+            data_ratio: one positive number per data set; left out, ``runtime.data_ratio``, and without that the
+                lengths of the data sets.
+
+        Raises:
+            EngineError: there are none, or the shares don't fit.
+        """
+        self._prompts = (self._prompts or Prompts()).several(datasets, data_ratio)
+        return self
+
+    def set_sampler(self, sampler: Callable[[int, int, int], int]) -> Self:
+        """Chooses prompts by a function instead of reshuffled epochs.
+
+        Args:
+            sampler: a pure function ``(group, length, seed) -> index`` of the number of the draw (from 0, over the
+                whole run), the number of prompts (of all data sets, one after another) and the run's seed. It holds
+                no state, so a run that is resumed sees what it would have seen.
+
+        Raises:
+            EngineError: it can't be called.
+        """
+        if not callable(sampler):
+            raise EngineError(f"set_sampler takes a function (group, length, seed) -> index, got {sampler!r}.")
+        self._prompts = replace(self._prompts or Prompts(), sampler=sampler)
         return self
 
     def set_parameter_sync(self, source: BaseModule, destination: BaseModule, frequency: int | None = None) -> Self:
@@ -133,10 +176,9 @@ class Wiring:
         modules = self._modules
         trained = [] if self.trainer is None else [n.module.name for n in self.trainer.graph if n.step == "train_step"]
         notes = check_modules(self._settled, modules, list(dict.fromkeys(trained)))
-        if self._prompts is not None and self.environment is not None:
-            self.environment.prompts = self._prompts
-        elif self._prompts is not None and self.trainer is not None:
-            self.trainer.prompts = self._prompts
+        check_reads(self.environment, self.trainer, self.evaluator)
+        if (maker := self.environment or self.trainer) is not None:
+            maker.prompts = (self._prompts or maker.prompts).configured(self._settled)
         check_datasets(self.environment, self.trainer, self.evaluator)
         check_syncs([pair[:2] for pair in self._pairs], modules)
         if self._settled.runtime.stream_data_loader_type == "dynamic" and (both := self._in_both_flows):

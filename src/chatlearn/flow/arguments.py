@@ -68,11 +68,11 @@ def _check_argument(call: str, value: Any) -> None:
     found = find_stand_in(value)
     if isinstance(found, Poisoned):
         raise FlowError(
-            f"{caller_place()}: {call} is given {found._origin}, read at {found._where}, which holds no data while a "
+            f"{caller_place()}: {call} is given {found.chatlearn_read_at}, which holds no data while a "
             f"flow is traced. Pass the whole batch, and read from it inside the step."
         )
     if found is not None:
         raise FlowError(
-            f"{caller_place()}: {call} is given a {type(value).__name__} that contains {found._origin}. Pass "
+            f"{caller_place()}: {call} is given a {type(value).__name__} that contains {found.chatlearn_origin}. Pass "
             f"batches as arguments of their own; several are merged into one dict."
         )

@@ -36,7 +36,7 @@ class after:  # noqa: N801 - used like a statement, as contextlib's are
         recorder = ACTIVE.get()
         flat = [part for value in values for part in _parts(value)]
         if recorder is None:
-            recorder = next((value._recorder for value in flat if isinstance(value, Symbol)), None)
+            recorder = next((value.chatlearn_recorder for value in flat if isinstance(value, Symbol)), None)
         self._recorder: Recorder | None = recorder
         self._indices: tuple[int, ...] = ()
         if recorder is not None:
@@ -67,17 +67,17 @@ def _index(value: object, recorder: Recorder) -> int:
     where = f"{caller_place()}: after(…)"
     found = find_stand_in(value)
     if isinstance(found, Poisoned):
-        raise FlowError(
-            f"{where} is given {found._origin}, read at {found._where}. It waits for whole steps: name their outputs."
-        )
+        raise FlowError(f"{where} is given {found.chatlearn_read_at}. It waits for whole steps: name their outputs.")
     if not isinstance(value, Symbol):
         what = f"the module {getattr(value, 'name', '?')!r}" if is_module(value) else f"{value!r}"
         raise FlowError(
             f"{where} is given {what}; it waits for outputs of steps, alone or in a list or tuple, as in "
             f"`with chatlearn.after(policy_out):`."
         )
-    if value._recorder is not recorder or recorder.closed:
-        raise FlowError(f"{where} names {value._origin} of another flow; a value lives in the flow that made it.")
-    if value._index == BATCH:
+    if value.chatlearn_recorder is not recorder or recorder.closed:
+        raise FlowError(
+            f"{where} names {value.chatlearn_origin} of another flow; a value lives in the flow that made it."
+        )
+    if value.chatlearn_index == BATCH:
         raise FlowError(f"{where} names the batch, which is there before any step. Name outputs of steps.")
-    return value._index
+    return value.chatlearn_index

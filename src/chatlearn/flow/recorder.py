@@ -6,7 +6,7 @@ is on, for errors that could not be found otherwise: a step that is called in a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import combinations
@@ -40,7 +40,7 @@ class Recorder:
         self.closed = False
 
     @contextmanager
-    def recording(self) -> Iterator[None]:
+    def recording(self) -> Generator[None]:
         """While the flow runs."""
         token = ACTIVE.set(self)
         try:

@@ -71,12 +71,12 @@ _LEGEND = {"after": "starts after", "calls": "calls as a client"}
 class _Drawing:
     """The boxes and lines of one graph, before they have places."""
 
-    texts: dict[str, list[str]] = field(default_factory=dict)
-    kinds: dict[str, str] = field(default_factory=dict)
-    colours: dict[str, Colours] = field(default_factory=dict)
-    hints: dict[str, str] = field(default_factory=dict)
-    edges: list[Edge] = field(default_factory=list)
-    ports: list[str] = field(default_factory=list)
+    texts: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
+    kinds: dict[str, str] = field(default_factory=dict[str, str])
+    colours: dict[str, Colours] = field(default_factory=dict[str, Colours])
+    hints: dict[str, str] = field(default_factory=dict[str, str])
+    edges: list[Edge] = field(default_factory=list[Edge])
+    ports: list[str] = field(default_factory=list[str])
 
     def box(self, key: str, kind: str, texts: Sequence[str], colours: Colours, hint: str = "") -> None:
         self.texts[key] = [_shortened(text, _MAX_LABEL) for text in texts]

@@ -7,11 +7,14 @@ then the error names the line of the read.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from typing import Any, NoReturn
+import inspect
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from chatlearn.errors import FlowError
+
+if TYPE_CHECKING:
+    from chatlearn.flow.recorder import Recorder
 
 _NOT_THE_FLOW = ("chatlearn.flow.", "chatlearn.modules.base", "torch.", "numpy.")
 
@@ -23,7 +26,8 @@ _ADVICE = (
 
 def caller_place() -> str:
     """``file:line`` of the nearest frame that is neither chatlearn's tracing code nor inside of torch or numpy."""
-    frame = sys._getframe(1)
+    frame = inspect.currentframe()
+    assert frame is not None
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_NOT_THE_FLOW):
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
@@ -39,12 +43,15 @@ _CHANGING_METHODS = frozenset(
 
 
 class _StandIn:
-    """Everything that neither a Symbol nor a Poisoned value can do."""
+    """Everything that neither a Symbol nor a Poisoned value can do.
 
-    _origin: str
+    What it knows of itself has names that begin with ``chatlearn_``, since all others are read from the data.
+    """
+
+    chatlearn_origin: str
 
     def _describe(self) -> str:
-        return self._origin
+        return self.chatlearn_origin
 
     def _refuse(self, what: str) -> NoReturn:
         raise FlowError(f"{caller_place()}: the flow {what} of {self._describe()}. {_ADVICE}")
@@ -84,16 +91,16 @@ class _StandIn:
         name = getattr(function, "__name__", str(function))
         raise FlowError(f"{caller_place()}: the flow hands a stand-in for data to torch ({name}). {_ADVICE}")
 
-    def _read(self, what: str) -> Poisoned:
+    def chatlearn_read(self, what: str) -> Poisoned:
         return Poisoned(f"{self._describe()}{what}", caller_place())
 
     def __getitem__(self, key: object) -> Poisoned:
-        return self._read(f"[{key!r}]")
+        return self.chatlearn_read(f"[{key!r}]")
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name.endswith("__"):
             raise AttributeError(name)
-        return self._read(f".{name}")
+        return self.chatlearn_read(f".{name}")
 
     def __setattr__(self, name: str, value: object) -> None:
         self._refuse(f"sets the attribute {name!r}")
@@ -121,7 +128,7 @@ class _StandIn:
 
 def _operator(symbol: str) -> Any:
     def read(self: _StandIn, *others: object) -> Poisoned:
-        return self._read(f" {symbol} …" if others else f" (under {symbol})")
+        return self.chatlearn_read(f" {symbol} …" if others else f" (under {symbol})")
 
     return read
 
@@ -141,8 +148,11 @@ for _name in ("neg", "pos", "abs", "invert", "round"):
 class Symbol(_StandIn):
     """A batch that is not there yet: the flow's argument, or the output of a node."""
 
-    def __init__(self, recorder: Any, index: int, origin: str) -> None:
-        self.__dict__.update(_recorder=recorder, _index=index, _origin=origin)
+    chatlearn_recorder: Recorder
+    chatlearn_index: int
+
+    def __init__(self, recorder: Recorder, index: int, origin: str) -> None:
+        self.__dict__.update(chatlearn_recorder=recorder, chatlearn_index=index, chatlearn_origin=origin)
 
     def __ior__(self, other: object) -> NoReturn:
         self._refuse("changes the contents (|=)")
@@ -153,30 +163,37 @@ class Symbol(_StandIn):
         return super().__getattr__(name)
 
     def __repr__(self) -> str:
-        return f"<{self._origin}>"
+        return f"<{self.chatlearn_origin}>"
 
 
 class Poisoned(_StandIn):
     """What was read from a :class:`Symbol`; an error only where something real is needed of it."""
 
+    chatlearn_where: str
+
+    @property
+    def chatlearn_read_at(self) -> str:
+        """What was read, and the line of the read."""
+        return f"{self.chatlearn_origin}, read at {self.chatlearn_where}"
+
     def __init__(self, origin: str, where: str) -> None:
-        self.__dict__.update(_origin=origin, _where=where)
+        self.__dict__.update(chatlearn_origin=origin, chatlearn_where=where)
 
     def __call__(self, *args: object, **kwargs: object) -> Poisoned:
-        return self._read("(…)")
+        return self.chatlearn_read("(…)")
 
-    def _read(self, what: str) -> Poisoned:
-        return Poisoned(f"{self._origin}{what}", self._where)
+    def chatlearn_read(self, what: str) -> Poisoned:
+        return Poisoned(f"{self.chatlearn_origin}{what}", self.chatlearn_where)
 
     def _describe(self) -> str:
-        return f"{self._origin} (read at {self._where})"
+        return f"{self.chatlearn_origin} (read at {self.chatlearn_where})"
 
     def __getattr__(self, name: str) -> Any:
         changes = name in _CHANGING_METHODS or (name.endswith("_") and not name.endswith("__"))
         return self._change(name) if changes else super().__getattr__(name)
 
     def __repr__(self) -> str:
-        return f"<{self._origin}: known only when the flow runs>"
+        return f"<{self.chatlearn_origin}: known only when the flow runs>"
 
 
 def find_stand_in(value: object) -> _StandIn | None:
@@ -184,9 +201,9 @@ def find_stand_in(value: object) -> _StandIn | None:
     if isinstance(value, _StandIn):
         return value
     if isinstance(value, dict):
-        parts: Any = value.values()
+        parts: Iterable[object] = cast("dict[object, object]", value).values()
     elif isinstance(value, (list, tuple)):
-        parts = value
+        parts = cast("list[object]", value)
     else:
         return None
     return next((found for part in parts if (found := find_stand_in(part)) is not None), None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from chatlearn.errors import FlowError
 from chatlearn.flow.arguments import Merged, bind
@@ -75,7 +75,7 @@ def record(
     symbols = {name: value for name, value in arguments.items() if isinstance(value, Merged)}
     constants = {name: value for name, value in arguments.items() if name not in symbols}
     recorder = _recorder_of(call, [symbol for group in symbols.values() for symbol in group])
-    inputs = {name: tuple(symbol._index for symbol in group) for name, group in symbols.items()}
+    inputs = {name: tuple(symbol.chatlearn_index for symbol in group) for name, group in symbols.items()}
     return recorder.add(module, step, function, inputs, constants)
 
 
@@ -88,7 +88,7 @@ def is_symbolic(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 
 def _recorder_of(call: str, symbols: list[Symbol]) -> Recorder:
     """The trace that some values belong to."""
-    recorders: dict[int, Recorder] = {id(symbol._recorder): symbol._recorder for symbol in symbols}
+    recorders: dict[int, Recorder] = {id(symbol.chatlearn_recorder): symbol.chatlearn_recorder for symbol in symbols}
     if not recorders:
         active = ACTIVE.get()
         raise FlowError(
@@ -110,36 +110,37 @@ def _recorder_of(call: str, symbols: list[Symbol]) -> Recorder:
 
 
 def _check_has_output(call: str, symbol: Symbol, recorder: Recorder) -> None:
-    if symbol._index != BATCH and recorder.nodes[symbol._index].step == "train_step":
+    if symbol.chatlearn_index != BATCH and recorder.nodes[symbol.chatlearn_index].step == "train_step":
         raise FlowError(
-            f"{caller_place()}: {call} takes {symbol._origin}, but a train_step's value stands for nothing. Pass the "
-            f"batch, or the output of another step."
+            f"{caller_place()}: {call} takes {symbol.chatlearn_origin}, but a train_step's value stands for nothing. "
+            f"Pass the batch, or the output of another step."
         )
 
 
 def _outputs(result: Any, recorder: Recorder, where: str) -> tuple[int, ...]:
     if result is None:
         return ()
+    values: list[object] = [result]
     if isinstance(result, dict):
-        values = list(result.values())
+        values = list(cast("dict[object, object]", result).values())
     elif isinstance(result, (tuple, list)):
-        values = list(result)
-    else:
-        values = [result]
+        values = list(cast("list[object]", result))
+    outputs: list[int] = []
     for value in values:
         if isinstance(found := find_stand_in(value), Poisoned):
             raise FlowError(
-                f"{where} returns {found._origin}, read at {found._where}, which holds no data while a flow is "
-                f"traced. Return whole outputs of steps."
+                f"{where} returns {found.chatlearn_read_at}, which holds no data "
+                f"while a flow is traced. Return whole outputs of steps."
             )
-        if not isinstance(value, Symbol) or value._recorder is not recorder:
+        if not isinstance(value, Symbol) or value.chatlearn_recorder is not recorder:
             raise FlowError(
                 f"{where} returns {value!r}; it may return outputs of steps, alone or in one tuple, list or dict."
             )
-    indices = [value._index for value in values]
-    outputs = tuple(i for i in indices if i == BATCH or recorder.nodes[i].step != "train_step")
+        index = value.chatlearn_index
+        if index == BATCH or recorder.nodes[index].step != "train_step":
+            outputs.append(index)
     joint_space(recorder.nodes, outputs, f"{where} returns")
-    return outputs
+    return tuple(outputs)
 
 
 def _identity(flow: Callable[..., Any]) -> tuple[str, str]:

@@ -15,85 +15,26 @@ import inspect
 import numbers
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from chatlearn.errors import MissingStepError, ModuleError
 from chatlearn.flow.signature import step_signature
 from chatlearn.flow.trace import is_symbolic, record
+from chatlearn.modules.marks import step
 from chatlearn.modules.noise import uniforms
 from chatlearn.types import Batch, SampleIds
 
 if TYPE_CHECKING:
     import torch
 
+    from chatlearn.data.padding import Padding
+
+__all__ = ["STEPS", "BaseModule", "Description", "ModuleContext", "describe", "merge_batches", "step", "take_ownership"]
+
 STEPS = ("forward_step", "train_step", "eval_step")
 """Methods that are steps by their name."""
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-@overload
-def step(function: F) -> F: ...
-
-
-@overload
-def step(
-    *,
-    expands: int | bool | None = None,
-    filters: bool = False,
-    reads: Iterable[str] | None = None,
-    writes: Iterable[str] | None = None,
-) -> Callable[[F], F]: ...
-
-
-def step(
-    function: F | None = None,
-    *,
-    expands: int | bool | None = None,
-    filters: bool = False,
-    reads: Iterable[str] | None = None,
-    writes: Iterable[str] | None = None,
-) -> F | Callable[[F], F]:
-    """Marks a method as a step that flows can call, beside the three that are steps by name.
-
-    Args:
-        function: the method, where the mark stands alone: ``@chatlearn.step``.
-        expands: the step makes several rows of one: a number (of neighbouring rows for each input row, in order), or
-            ``True`` for any number; then its output holds ``source_rows``, the input row that each new row comes from.
-        filters: the step may drop rows; its output holds ``source_rows``, the input rows that are left.
-        reads: keys that this step needs, where they are not those of the class.
-        writes: keys that it adds to its input's, where they are not those of the class.
-
-    Sample and group ids are carried along, and ``source_rows`` (ints or an integer tensor ``[rows]``) is taken out of
-    the output. Values from before the step that are read together with later ones are repeated or dropped alike.
-
-    Example::
-
-        class Judge(chatlearn.BaseModule):
-            @chatlearn.step(filters=True)
-            def keep_good(self, data):
-                good = (data["score"] > 0).nonzero().flatten()
-                return {"answer": [data["answer"][i] for i in good], "source_rows": good}
-
-    Raises:
-        ModuleError: ``expands`` is no number from 1 on and not ``True``, or a step both expands and filters.
-    """
-    if expands is not None and expands is not True and (type(expands) is not int or expands < 1):
-        raise ModuleError(f"@step(expands={expands!r}): give the number of rows that one becomes, or True for any.")
-    if expands is not None and filters:
-        raise ModuleError("@step: a step expands or filters; expands=True allows no rows for some input rows too.")
-
-    def mark(function: F) -> F:
-        marks = {"_is_chatlearn_step": True, "_chatlearn_expands": expands, "_chatlearn_filters": filters}
-        marks["_chatlearn_reads"] = None if reads is None else frozenset(reads)
-        marks["_chatlearn_writes"] = None if writes is None else frozenset(writes)
-        for name, value in marks.items():
-            setattr(function, name, value)
-        return function
-
-    return mark if function is None else mark(function)
 
 
 @dataclass(frozen=True)
@@ -122,6 +63,7 @@ class ModuleContext:
     call_seed: int = 0
     generator: Any = None
     shared: dict[str, Any] = field(default_factory=dict)
+    padding: dict[str, Padding] = field(default_factory=dict)
     puts: list[tuple[str, Any]] = field(default_factory=list)
     metrics: list[tuple[str, float | torch.Tensor, str]] = field(default_factory=list)
     checkpoint_path: Any = None
@@ -140,6 +82,8 @@ class BaseModule:
         thread_safe: steps draw from ``self.uniforms``, ``self.generator`` or a generator of their own only, and touch
             nothing that other modules do; with ``runtime_env.local_threads`` they may run beside others. Not for
             what they put into ``self``: one replica runs one step at a time.
+        padding: key -> :class:`~chatlearn.data.padding.Padding`: how its values become equally wide where batches of
+            different widths are put together; the rule of a key holds in the whole run.
         reads: keys that every step of the module needs in its first data parameter.
         writes: keys that its steps add.
     """
@@ -148,6 +92,7 @@ class BaseModule:
     mutates_inputs: ClassVar[bool] = False
     stateful: ClassVar[bool] = False
     thread_safe: ClassVar[bool] = False
+    padding: ClassVar[Mapping[str, Padding]] = {}
     reads: frozenset[str] = frozenset()
     writes: frozenset[str] = frozenset()
     _step_functions: ClassVar[dict[str, Callable[..., Any]]] = {}
@@ -296,6 +241,22 @@ class BaseModule:
     def get(self, key: str, default: Any = None) -> Any:
         """What some module has :meth:`put` before this episode; ``default`` where none has."""
         return self._context.shared.get(key, default)
+
+    def add_padding_config(self, key: str, padding_value: float = 0.0, padding_type: str = "right") -> None:
+        """Called in ``setup``: how values of a key become equally wide where batches of different widths are put
+        together. The same as an entry of the class attribute ``padding``.
+
+        Args:
+            key: of the batch; dotted for nested dicts.
+            padding_value: what padding holds.
+            padding_type: ``right`` or ``left``.
+
+        Raises:
+            DataError: an unknown side, or a value that is no number.
+        """
+        from chatlearn.data.padding import Padding
+
+        self._context.padding[key] = Padding(padding_value, padding_type)
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         """Sum of ``x`` over the ranks of the replica; every loss normaliser uses it. One rank: ``x`` itself."""

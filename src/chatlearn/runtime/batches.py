@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 
-from chatlearn.errors import DataError
+from chatlearn.errors import DataError, StepError
 from chatlearn.types import Batch, num_rows
 
 
@@ -107,3 +107,29 @@ def tensors_of(data: Any) -> Iterator[tuple[str, torch.Tensor]]:
                 yield from ((f"{key}.{name}", tensor) for name, tensor in tensors_of(value))
             elif isinstance(value, list):
                 yield from ((key, entry) for entry in value if isinstance(entry, torch.Tensor))
+
+
+def taken_source_rows(
+    output: Any, function: Callable[..., Any], rows: int, place: str
+) -> tuple[Any, tuple[int, ...] | None]:
+    """The output of a step without ``source_rows``, and these: ``None`` for a step that keeps its rows.
+
+    Raises:
+        StepError: they are missing, or no rows of the input.
+    """
+    expands, filters = getattr(function, "_chatlearn_expands", None), getattr(function, "_chatlearn_filters", False)
+    if (expands is None and not filters) or not isinstance(output, dict):
+        return output, None
+    if "source_rows" not in output:
+        if expands is None or expands is True:
+            raise StepError(
+                f"{place} {'filters' if filters else 'expands'}, so its output has to hold 'source_rows': for each of "
+                f"its rows the number of the input row that it comes from."
+            )
+        return output, tuple(row for row in range(rows) for _ in range(expands))
+    output = dict(output)
+    given = output.pop("source_rows")
+    found = tuple(int(row) for row in (given.tolist() if hasattr(given, "tolist") else given))
+    if not all(0 <= row < rows for row in found) or (filters and len(set(found)) != len(found)):
+        raise StepError(f"{place}: source_rows has {list(found)[:8]}, but the input has the rows 0 to {rows - 1}.")
+    return output, found

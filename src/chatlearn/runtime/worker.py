@@ -19,11 +19,12 @@ from typing import Any
 import torch
 
 from chatlearn.data.collate import merge, select, split
-from chatlearn.data.prompts import fetch, open_dataset
+from chatlearn.data.padding import Padding
+from chatlearn.data.prompts import fetch_from, open_dataset
 from chatlearn.errors import ChatLearnError, DataError, ModuleError, StepError, WorkerError
 from chatlearn.flow.signature import step_signature
 from chatlearn.modules.base import BaseModule, Description, ModuleContext, merge_batches
-from chatlearn.runtime.batches import normalise, own, tensors_of
+from chatlearn.runtime.batches import normalise, own, taken_source_rows, tensors_of
 from chatlearn.runtime.clients import Ask, Client, ClientRef, with_clients
 from chatlearn.runtime.seeding import derive_seed, seed_everything
 from chatlearn.types import Batch, SampleIds
@@ -143,6 +144,7 @@ class Worker:
             replica_id=replica,
         )
         self._datasets: dict[str, Any] = {}
+        self._padding: Mapping[str, Padding] = {}
         self._one_at_a_time = threading.RLock()
         self._client_reports: list[Report] = []
         self.ask: Ask = _nobody
@@ -172,6 +174,14 @@ class Worker:
         """What hooks have logged and put since the last call."""
         return self._report(self._take_metrics(1), 0.0)
 
+    def padding(self) -> dict[str, Padding]:
+        """The module's own padding rules, as of now."""
+        return {**self.module.padding, **self.module._context.padding}
+
+    def use_padding(self, rules: Mapping[str, Padding]) -> None:
+        """Takes the rules of all modules of the run."""
+        self._padding = rules
+
     def share(self, values: Mapping[str, Any]) -> None:
         """Makes values that modules have put available to ``get``."""
         self.module._context.shared.update(values)
@@ -186,13 +196,20 @@ class Worker:
         self._datasets[key] = self._run("build_dataset", "", lambda: open_dataset(self.module, prompts, is_eval))
         return len(self._datasets[key])
 
-    def fetch(self, key: str, indices: Sequence[int], position: int) -> Batch:
-        """Fetches and collates samples; ``position`` is the sampler's; it and the data set's purpose key the seed."""
-        self._enter("fetch", key.split("-")[0], position)
+    def fetch(self, picks: Sequence[tuple[str, int]], position: int) -> Batch:
+        """Fetches and collates samples.
+
+        Args:
+            picks: key of the data set and index in it of each sample.
+            position: the sampler's; it and the data set's purpose key the seed.
+        """
+        self._enter("fetch", picks[0][0].split("-")[0], position)
+        keys = list(dict.fromkeys(key for key, _ in picks))
+        numbered = [(keys.index(key), index) for key, index in picks]
         try:
-            return normalise(fetch(self._datasets[key], indices), len(indices))
+            return normalise(fetch_from([self._datasets[key] for key in keys], numbered), len(picks))
         except DataError as error:
-            raise DataError(f"{self}: samples {list(indices[:4])}…: {error}") from error.__cause__
+            raise DataError(f"{self}: samples {[index for _, index in picks[:4]]}…: {error}") from error.__cause__
 
     def run(
         self, call: StepCall, inputs: Mapping[str, Sequence[Value]], after: tuple[Any, ...] = ()
@@ -221,7 +238,7 @@ class Worker:
         context = self.module._context
         context.seed, context.ids, context.metrics = seed, call.ids, []
         try:
-            data = {name: _gather(values, call.micro_batch_size) for name, values in inputs.items()}
+            data = {name: _gather(values, call.micro_batch_size, self._padding) for name, values in inputs.items()}
         except DataError as error:
             raise DataError(f"the input of {self}.{call.step} ({call.place}) can't be put together: {error}") from None
         if call.micro_batch_size is not None and call.step != "train_step":
@@ -247,7 +264,7 @@ class Worker:
 
     def gather(self, value: tuple[Rows, ...]) -> Batch:
         """Rows from several places as one batch that lives here."""
-        return _rows_of(value)
+        return _rows_of(value, self._padding)
 
     def _per_micro_batch(
         self, call: StepCall, function: Callable[..., Any], data: dict[str, list[Batch]]
@@ -369,46 +386,22 @@ class Worker:
             self.module._context.call_seed, self.module._context.generator = seed, None
 
 
-def taken_source_rows(
-    output: Any, function: Callable[..., Any], rows: int, place: str
-) -> tuple[Any, tuple[int, ...] | None]:
-    """The output of a step without ``source_rows``, and these: ``None`` for a step that keeps its rows.
-
-    Raises:
-        StepError: they are missing, or no rows of the input.
-    """
-    expands, filters = getattr(function, "_chatlearn_expands", None), getattr(function, "_chatlearn_filters", False)
-    if (expands is None and not filters) or not isinstance(output, dict):
-        return output, None
-    if "source_rows" not in output:
-        if expands is None or expands is True:
-            raise StepError(
-                f"{place} {'filters' if filters else 'expands'}, so its output has to hold 'source_rows': for each of "
-                f"its rows the number of the input row that it comes from."
-            )
-        return output, tuple(row for row in range(rows) for _ in range(expands))
-    output = dict(output)
-    given = output.pop("source_rows")
-    found = tuple(int(row) for row in (given.tolist() if hasattr(given, "tolist") else given))
-    if not all(0 <= row < rows for row in found) or (filters and len(set(found)) != len(found)):
-        raise StepError(f"{place}: source_rows has {list(found)[:8]}, but the input has the rows 0 to {rows - 1}.")
-    return output, found
-
-
 def _nobody(module: str, replica: int, call: StepCall, inputs: Mapping[str, Any]) -> tuple[Any, Report]:
     raise WorkerError(f"{module} can't be reached from here.")
 
 
-def _gather(values: Sequence[Value], micro_batch_size: int | None) -> Any:
+def _gather(values: Sequence[Value], micro_batch_size: int | None, padding: Mapping[str, Padding]) -> Any:
     """One parameter's data: a batch, or in a training flow a list of micro-batches."""
     if micro_batch_size is None:
-        return merge_batches([_rows_of(value) for value in values])
-    parts = [value if isinstance(value, list) else split(_rows_of(value), micro_batch_size) for value in values]
+        return merge_batches([_rows_of(value, padding) for value in values])
+    parts = [
+        value if isinstance(value, list) else split(_rows_of(value, padding), micro_batch_size) for value in values
+    ]
     return parts[0] if len(parts) == 1 else [merge_batches(part) for part in zip(*parts, strict=True)]
 
 
-def _rows_of(value: tuple[Rows, ...]) -> Batch:
-    return merge([_selected(rows) for rows in value])
+def _rows_of(value: tuple[Rows, ...], padding: Mapping[str, Padding]) -> Batch:
+    return merge([_selected(rows) for rows in value], padding)
 
 
 def _selected(rows: Rows) -> Batch:

@@ -6,23 +6,26 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from chatlearn.modules.torch.huggingface import ModelArgs, load_causal_lm, load_tokenizer
 from chatlearn.modules.torch.module import TorchModule
-from chatlearn.modules.torch.prompts import TokenizedPrompts, contexts, padded_prompts
+from chatlearn.modules.torch.prompts import Overflow, TokenizedPrompts, tokenize_batch
 from chatlearn.modules.torch.sampling import sample
 from chatlearn.modules.torch.scoring import Window, policy_logprobs
+from chatlearn.modules.torch.stopping import StopStrings
 from chatlearn.types import Batch
 
 
 class PolicyInference(TorchModule):
     """Samples one response per prompt.
 
-    ``forward_step`` takes ``prompt`` (the data set that it builds has tokenized it already) and adds ``tokens``,
-    ``attention_mask``, ``response_mask``, ``logprobs``, ``response`` and ``finished`` (see
-    :mod:`chatlearn.types`). Logs ``response_length`` and ``entropy`` (the estimate -E[log p] from the sampled tokens,
-    nats per token).
+    A prompt is a text, or chat messages that the tokenizer's template renders (see
+    :class:`chatlearn.modules.torch.prompts.Prompt`). ``forward_step`` takes ``prompt`` (the data set that it builds has
+    tokenized it already) and adds ``tokens``, ``attention_mask``, ``response_mask``, ``logprobs``, ``response`` and
+    ``finished`` (see :mod:`chatlearn.types`). A response that a stop string ends keeps its tokens up to the one that
+    completes the string; its text ends before the string. Logs ``response_length`` and ``entropy`` (the estimate
+    -E[log p] from the sampled tokens, nats per token).
     """
 
     class Args(ModelArgs):
@@ -32,6 +35,27 @@ class PolicyInference(TorchModule):
             ge=1, description="the most tokens of a response, the end-of-sequence token included"
         )
         temperature: float = Field(1.0, gt=0, description="of sampling; trainers and reference need the same")
+        stop: list[str] = Field([], description="strings that end a response; its text ends before them")
+        max_prompt_tokens: int | None = Field(None, ge=1, description="the most tokens of a prompt; null: any number")
+        prompt_overflow: Overflow = Field(
+            "error",
+            description="what becomes of longer prompts: `truncate_left` keeps their end, `truncate_right` their "
+            "beginning, `drop` leaves them out",
+        )
+
+        @field_validator("stop")
+        @classmethod
+        def _not_empty(cls, value: list[str]) -> list[str]:
+            if "" in value:
+                raise ValueError("an empty string would end every response at once; leave it out")
+            return value
+
+        @field_validator("prompt_overflow")
+        @classmethod
+        def _has_a_limit(cls, value: Overflow, info: ValidationInfo) -> Overflow:
+            if value != "error" and info.data.get("max_prompt_tokens", 1) is None:
+                raise ValueError(f"{value!r} needs a limit; set max_prompt_tokens beside it")
+            return value
 
     reads = frozenset({"prompt"})
     writes = frozenset({"tokens", "attention_mask", "response_mask", "logprobs", "response", "finished"})
@@ -42,15 +66,17 @@ class PolicyInference(TorchModule):
         self.tokenizer = load_tokenizer(self.model_args)
 
     def build_dataset(self, prompts: Sequence[Any]) -> TokenizedPrompts:
-        """Text prompts, tokenized by the model's own tokenizer."""
-        return TokenizedPrompts(prompts, self.tokenizer)
+        """Prompts, tokenized by the model's own tokenizer."""
+        args = self.model_args
+        return TokenizedPrompts(prompts, self.tokenizer, args.max_prompt_tokens, args.prompt_overflow)
 
     def forward_step(self, data: Batch, greedy: bool = False) -> Batch:
         """Samples a response to each prompt; with ``greedy`` takes the most likely token each time."""
         args = self.model_args
         noise = None if greedy else self.uniforms(self.batch.sample_ids, args.max_new_tokens).to(self.device)
         if "prompt_tokens" not in data:
-            data = {**data, **padded_prompts(self.tokenizer, contexts(self.tokenizer, data["prompt"]))}
+            data = tokenize_batch(self.tokenizer, data, args.max_prompt_tokens, args.prompt_overflow)
+        stop = StopStrings(self.tokenizer, args.stop) if args.stop else None
         prompt_tokens, prompt_mask = data["prompt_tokens"].to(self.device), data["prompt_mask"].to(self.device)
         responses = sample(
             self.model,
@@ -61,7 +87,9 @@ class PolicyInference(TorchModule):
             pad_token_id=self.tokenizer.pad_token_id,
             temperature=args.temperature,
             noise=noise,
+            ended=stop and stop.ended,
         )
+        texts = self.tokenizer.batch_decode(responses.tokens, skip_special_tokens=True)
         width = prompt_tokens.shape[1]
         mask = responses.mask.cpu()
         self.log("response_length", mask.sum() / len(mask))
@@ -73,7 +101,7 @@ class PolicyInference(TorchModule):
             "attention_mask": torch.cat([data["prompt_mask"].cpu(), mask.long()], 1),
             "response_mask": torch.cat([before, mask], 1),
             "logprobs": torch.cat([before, responses.logprobs.cpu()], 1),
-            "response": self.tokenizer.batch_decode(responses.tokens, skip_special_tokens=True),
+            "response": [stop.cut(text) for text in texts] if stop else texts,
             "finished": responses.finished.cpu(),
         }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +18,10 @@ class Responses:
 
     Attributes:
         tokens: ``[B, R]`` int64; the padding token after the end of a response.
-        mask: ``[B, R]`` float32; 1 on sampled tokens, the end-of-sequence token included.
+        mask: ``[B, R]`` float32; 1 on sampled tokens, the one that ends the response included.
         logprobs: ``[B, R]`` float32; of the sampled tokens, under the distribution that they were drawn from; 0
             elsewhere.
-        finished: ``[B]`` bool; the response ended with an end-of-sequence token.
+        finished: ``[B]`` bool; the response ended by itself, not at the length limit.
     """
 
     tokens: Tensor
@@ -41,6 +41,7 @@ def sample(
     pad_token_id: int,
     temperature: float = 1.0,
     noise: Tensor | None = None,
+    ended: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Responses:
     """Continues left-padded prompts until each has ended or has ``max_new_tokens``.
 
@@ -56,6 +57,8 @@ def sample(
         pad_token_id: fills up after the end.
         temperature: logits are divided by it.
         noise: ``[B, max_new_tokens]`` float32 in (0, 1); ``None`` takes the most likely token instead.
+        ended: called after each token with the responses so far ``[B, L]`` int64 and which of them go on ``[B]`` bool;
+            gives which of these have ended, ``[B]`` bool.
     """
     from transformers import DynamicCache
 
@@ -84,6 +87,8 @@ def sample(
         mask[:, length] = running
         running = running & ~torch.isin(drawn, eos)
         length += 1
+        if ended is not None:
+            running = running & ~ended(tokens[:, :length], running)
         if not running.any():
             break
         inputs = tokens[:, length - 1 : length]

@@ -1,0 +1,269 @@
+"""Rows of files, read as they are asked for. A row is a dict of columns, or a text.
+
+The objects travel between processes by the file's path; what they have read stays behind.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import operator
+from abc import abstractmethod
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from chatlearn.errors import DataError
+
+_CHUNK_BYTES = 1 << 24
+
+
+class Rows(Sequence[Any]):
+    """A sequence of rows: negative numbers, slices and NumPy's integers work as in a list."""
+
+    @abstractmethod
+    def row(self, number: int) -> Any:
+        """Row ``number``, which is in range."""
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self.row(number) for number in range(*index.indices(len(self)))]
+        number = operator.index(index)
+        length = len(self)
+        if not -length <= number < length:
+            raise IndexError(f"row {number} of {length}")
+        return self.row(number % length)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self.row(number) for number in range(len(self)))
+
+
+class FileRows(Rows):
+    """Rows of one file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path,)
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} rows of {self.path}>"
+
+
+class Concatenation(Rows):
+    """Several sequences of rows, one after another."""
+
+    def __init__(self, parts: Sequence[Sequence[Any]]) -> None:
+        self.parts = tuple(parts)
+        self._starts = [0, *accumulate(len(part) for part in self.parts)]
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def row(self, number: int) -> Any:
+        part = bisect_right(self._starts, number) - 1
+        return self.parts[part][number - self._starts[part]]
+
+
+class TextLines(FileRows):
+    """A text a line; blank lines don't count."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._starts, self._stops = _line_places(path)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def row(self, number: int) -> Any:
+        start, stop = int(self._starts[number]), int(self._stops[number])
+        with self.path.open("rb") as file:
+            file.seek(start)
+            line = file.read(stop - start)
+        try:
+            return self.parse(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise DataError(f"{self._place(start)}: not UTF-8 ({error.reason}). Save the file as UTF-8.") from error
+        except _RowError as error:
+            raise DataError(f"{self._place(start)}: {error}") from error
+
+    def parse(self, line: str) -> Any:
+        """A line as a row."""
+        return line.rstrip("\r\n")
+
+    def _place(self, start: int) -> str:
+        """``file:line`` of the line that begins at byte ``start``."""
+        line = 1
+        with self.path.open("rb") as file:
+            while start > 0:
+                chunk = file.read(min(start, _CHUNK_BYTES))
+                if not chunk:
+                    break
+                line += chunk.count(b"\n")
+                start -= len(chunk)
+        return f"{self.path}:{line}"
+
+
+class JsonLines(TextLines):
+    """A JSON value a line: an object, a string, or a list of chat messages."""
+
+    def parse(self, line: str) -> Any:
+        try:
+            return _checked_row(json.loads(line))
+        except (ValueError, RecursionError) as error:
+            raise _RowError(f"{_bad_json(error)}. JSON Lines hold one whole record a line.") from error
+
+
+class JsonList(FileRows):
+    """The entries of a JSON file that holds one list."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        try:
+            self._rows: list[Any] = json.loads(path.read_text(encoding="utf-8-sig"))
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: not UTF-8 ({error.reason}). Save the file as UTF-8.") from error
+        except (ValueError, RecursionError) as error:
+            raise DataError(
+                f"{path}:{getattr(error, 'lineno', 1)}: {_bad_json(error)}. A .json file that begins with [ holds one "
+                f"list; name a file with a record a line .jsonl."
+            ) from error
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def row(self, number: int) -> Any:
+        try:
+            return _checked_row(self._rows[number])
+        except _RowError as error:
+            raise DataError(f"{self.path}: entry {number}: {error}") from error
+
+
+class CsvRows(FileRows):
+    """Rows of a table in text form, whose first line names the columns; all values are text."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        lines: list[list[str]] = []
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
+            try:
+                for line in reader:
+                    self._check(lines, line, reader.line_num)
+                    if line:
+                        lines.append(line)
+            except csv.Error as error:
+                raise DataError(
+                    f"{path}:{reader.line_num}: bad CSV, {error}. Long texts fit JSON Lines better."
+                ) from error
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"{path}:{reader.line_num + 1}: not UTF-8 ({error.reason}). Save the file as UTF-8."
+                ) from error
+        self._columns, self._lines = (lines[0], lines[1:]) if lines else ([], [])
+
+    def _check(self, lines: list[list[str]], line: list[str], number: int) -> None:
+        if line and lines and len(line) != len(lines[0]):
+            raise DataError(
+                f"{self.path}:{number}: {len(line)} values for the {len(lines[0])} columns {', '.join(lines[0])}. "
+                f"Quote values that hold the separator."
+            )
+        if not lines and len(set(line)) != len(line):
+            raise DataError(f"{self.path}:{number}: a column's name stands twice in {', '.join(line)}.")
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def row(self, number: int) -> dict[str, str]:
+        return dict(zip(self._columns, self._lines[number], strict=True))
+
+
+class ParquetRows(FileRows):
+    """Rows of a Parquet file. The table stays in memory in Arrow's compact form from the first row on."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._length: int = _parquet("read_metadata", path).num_rows
+        self._table: Any = None
+
+    def __len__(self) -> int:
+        return self._length
+
+    def row(self, number: int) -> dict[str, Any]:
+        if self._table is None:
+            self._table = _parquet("read_table", self.path)
+        return self._table.slice(number, 1).to_pylist()[0]
+
+
+class _RowError(Exception):
+    """What is wrong with a row; the place is added where it is known."""
+
+
+def _checked_row(row: Any) -> Any:
+    if isinstance(row, (dict, str)) or (isinstance(row, list) and row and all(isinstance(m, dict) for m in row)):
+        return row
+    raise _RowError(f"a row is an object, a string or a list of chat messages, got {json.dumps(row)[:80]}.")
+
+
+def _bad_json(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"bad JSON, {error.msg} at column {error.colno}"
+    return f"bad JSON, {error}"
+
+
+def _parquet(function: str, path: Path) -> Any:
+    """Calls a function of ``pyarrow.parquet`` on a file."""
+    try:
+        import pyarrow
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise DataError(
+            f"{path}: reading Parquet takes pyarrow, which is not installed. Install it with `pip install "
+            f"'chatlearn[data]'`."
+        ) from error
+    try:
+        return getattr(parquet, function)(path)
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{path}: no readable Parquet file ({error}). Write it again.") from error
+
+
+def _line_places(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The first byte of each line that is not blank, and the byte behind its last, both int64."""
+    with path.open("rb") as file:
+        start = 3 if file.read(3) == b"\xef\xbb\xbf" else 0
+    starts: list[np.ndarray] = []
+    stops: list[np.ndarray] = []
+    for offset, lines in _whole_lines(path, start):
+        array = np.frombuffer(lines, dtype=np.uint8)
+        ends = np.flatnonzero(array == ord("\n")) + 1
+        if len(ends) == 0 or ends[-1] != len(array):
+            ends = np.append(ends, len(array))
+        begins = np.concatenate([[0], ends[:-1]])
+        # only a line that begins with a space can be blank; these few are looked at one by one
+        suspects = np.flatnonzero(np.isin(array[begins], np.frombuffer(b" \t\r\n\v\f", dtype=np.uint8)))
+        blank = [i for i in suspects if not lines[begins[i] : ends[i]].strip()]
+        starts.append(np.delete(begins, blank) + offset)
+        stops.append(np.delete(ends, blank) + offset)
+    empty = [np.empty(0, dtype=np.int64)]
+    return np.concatenate(starts or empty), np.concatenate(stops or empty)
+
+
+def _whole_lines(path: Path, start: int) -> Iterator[tuple[int, bytes]]:
+    """The file from byte ``start`` on in pieces that end with a line: (offset, bytes)."""
+    with path.open("rb") as file:
+        file.seek(start)
+        rest = b""
+        while chunk := file.read(_CHUNK_BYTES):
+            piece = rest + chunk
+            cut = piece.rfind(b"\n") + 1
+            if cut:
+                yield start, piece[:cut]
+                start += cut
+            rest = piece[cut:]
+        if rest:
+            yield start, rest

@@ -1,0 +1,127 @@
+"""What a user gives as prompts: sequences as they are, files by their ending."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from chatlearn.data.files import Concatenation, CsvRows, JsonLines, JsonList, ParquetRows, TextLines
+from chatlearn.errors import DataError
+
+
+def read_prompts(source: Any) -> Sequence[Any]:
+    """Prompts as a sequence.
+
+    Args:
+        source: a sequence or a map-style data set (with ``__len__`` and ``__getitem__``, as a Hugging Face
+            ``Dataset``), which is returned itself; or a ``str`` or ``Path`` that names a file, a folder, or files with
+            ``*``, ``?`` and ``**``; or a list or tuple of ``Path``. A list of ``str`` is prompts, never files.
+
+    Returns:
+        The sequence. Rows of files are dicts of columns, or texts; they are read as they are asked for.
+
+    Raises:
+        DataError: it is none of these, a file is missing, empty or malformed (``file:line`` where there are lines).
+    """
+    if isinstance(source, (str, Path)):
+        return _read_files(_files(source))
+    if isinstance(source, (list, tuple)) and any(isinstance(entry, Path) for entry in source):
+        if odd := next((entry for entry in source if not isinstance(entry, Path)), None):
+            raise DataError(
+                f"the prompts are a list of paths with {odd!r} in it. Give paths only (pathlib.Path), or prompts only."
+            )
+        return _read_files([file for path in source for file in _files(path)])
+    _check_sequence(source)
+    return source
+
+
+def _read_json(path: Path) -> Sequence[Any]:
+    """JSON Lines, or one list over the whole file."""
+    with path.open("rb") as file:
+        is_list = file.read(256).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
+    return JsonList(path) if is_list else JsonLines(path)
+
+
+READERS: dict[str, Callable[[Path], Sequence[Any]]] = {
+    ".jsonl": JsonLines,
+    ".json": _read_json,
+    ".parquet": ParquetRows,
+    ".csv": CsvRows,
+    ".tsv": CsvRows,
+    ".txt": TextLines,
+}
+"""Readers of files, by ending."""
+
+
+def _read_files(files: Sequence[Path]) -> Sequence[Any]:
+    parts = [_read_file(file) for file in files]
+    return parts[0] if len(parts) == 1 else Concatenation(parts)
+
+
+def _read_file(path: Path) -> Sequence[Any]:
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(
+            f"{path}: the ending {path.suffix!r} is not known. Prompts are read from files that end with "
+            f"{', '.join(READERS)}; data in other forms can be given as a list or a data set."
+        )
+    try:
+        rows = reader(path)
+    except OSError as error:
+        raise DataError(f"{path}: the file can't be read ({error.strerror or error}).") from error
+    if len(rows) == 0:
+        raise DataError(f"{path}: the file holds no prompts.")
+    rows[0]  # a file of another form than its ending says is told at once
+    return rows
+
+
+def _files(source: str | Path) -> list[Path]:
+    """The files that a path, a folder or a pattern stands for, sorted by name."""
+    path = Path(source).expanduser().absolute()
+    if os.path.isdir(path):  # unlike Path's methods, these take a name that is too long for no file
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() in READERS)
+        if not files:
+            raise DataError(f"{path}: the folder holds no files that end with {', '.join(READERS)}.")
+        return files
+    if os.path.exists(path):
+        return [path]
+    found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
+    if files := [file for file in found if file.is_file()]:
+        return files
+    what = "no file matches" if glob.has_magic(str(source)) else "there is no file"
+    raise DataError(
+        f"{what} {str(path)!r}. A str or Path names a file of prompts; prompts themselves are given as a list: "
+        f"[{str(source)[:60]!r}]."
+    )
+
+
+def _check_sequence(source: Any) -> None:
+    kind = type(source).__name__
+    if isinstance(source, Mapping):
+        names = ", ".join(map(str, source))
+        hint = f"Choose one, such as data[{next(iter(source), 'train')!r}]."
+        what = "splits" if kind in ("DatasetDict", "IterableDatasetDict") else "keys"
+        raise DataError(f"the prompts are a {kind} with the {what} {names}. {hint}")
+    if hasattr(source, "iloc"):
+        raise DataError(
+            f'the prompts are a {kind} of pandas. Give its rows as a list: data.to_dict("records"), or one column: '
+            f"column.tolist()."
+        )
+    if hasattr(source, "to_pylist"):
+        raise DataError("the prompts are a table of Arrow. Give its rows: data.to_pylist().")
+    if hasattr(source, "__iter__") and not hasattr(source, "__len__"):
+        example = "list(data.take(10_000))" if hasattr(source, "take") else "list(data)"
+        raise DataError(
+            f"the prompts are a {kind}, which has no length, so they can't be shuffled or resumed. Give a sequence, "
+            f"such as {example}."
+        )
+    if isinstance(source, (bytes, set, frozenset)) or not (
+        hasattr(source, "__len__") and hasattr(source, "__getitem__")
+    ):
+        raise DataError(
+            f"the prompts are {'an' if kind[0] in 'aeiou' else 'a'} {kind}. Give a list, a data set with __len__ and "
+            f"__getitem__, or the path of a file."
+        )

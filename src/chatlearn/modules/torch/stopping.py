@@ -1,0 +1,52 @@
+"""Stop strings: texts that end a response."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_MARGIN_TOKENS = 4
+"""Tokens before the longest stop string that are decoded with it: part of a character, or a leading space that some
+tokenizers drop at the start of a text, must not hide its first letter."""
+
+
+class StopStrings:
+    """Finds the end of responses that a text ends, not a token.
+
+    Args:
+        tokenizer: of Hugging Face format.
+        strings: any of them ends a response.
+    """
+
+    def __init__(self, tokenizer: Any, strings: Sequence[str]) -> None:
+        self._tokenizer, self._strings = tokenizer, tuple(strings)
+        # a token adds at least a byte to the text, or nothing (special tokens, which end a response almost always)
+        self._tail = max(len(string.encode()) for string in strings) + _MARGIN_TOKENS
+
+    def ended(self, tokens_BL: Tensor, running_B: Tensor) -> Tensor:
+        """Which running responses hold a stop string in their last tokens.
+
+        Args:
+            tokens_BL: ``[B, L]`` int64; the responses so far, one token longer than at the last call.
+            running_B: ``[B]`` bool; only these are looked at.
+
+        Returns:
+            ``[B]`` bool, on the device of ``running_B``.
+        """
+        rows = running_B.nonzero().flatten()
+        tails = self._tokenizer.batch_decode(tokens_BL[rows, -self._tail :].tolist(), skip_special_tokens=True)
+        found = torch.zeros_like(running_B)
+        ends = [self._end(text) is not None for text in tails]
+        found[rows] = torch.tensor(ends, dtype=torch.bool, device=rows.device)
+        return found
+
+    def cut(self, response: str) -> str:
+        """A response's text before its first stop string."""
+        return response[: self._end(response)]
+
+    def _end(self, text: str) -> int | None:
+        places = [place for string in self._strings if (place := text.find(string)) >= 0]
+        return min(places, default=None)
