@@ -2,6 +2,7 @@
 
 from importlib.resources import files
 
+import jsonschema
 import pytest
 import yaml
 
@@ -9,8 +10,6 @@ from chatlearn.config import load_config, load_config_text
 from chatlearn.config.json_schema import json_schema
 from chatlearn.config.schema import ALIASES, SECTIONS
 from chatlearn.errors import ConfigError
-
-jsonschema = pytest.importorskip("jsonschema")
 
 GOOD = [
     "",

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from chatlearn.data import collate
-from chatlearn.data.collate import Samples, merge, pad, select, split
+from chatlearn.data.collate import Samples, merge, pack, pad, select, split
+from chatlearn.data.padding import Padding
 from chatlearn.errors import DataError
 from chatlearn.types import num_rows
 
@@ -30,16 +31,33 @@ def same(a, b) -> bool:
     if isinstance(a, torch.Tensor):
         return a.dtype == b.dtype and torch.equal(a, b)
     if isinstance(a, np.ndarray):
-        return a.dtype == b.dtype and np.array_equal(a, b)
+        return a.dtype == b.dtype and a.shape == b.shape and all(map(same, a.ravel().tolist(), b.ravel().tolist()))
     return a == b
+
+
+KEYS = st.text("abc", min_size=1, max_size=2)
+ENTRIES = (
+    st.none()
+    | st.text(max_size=3)
+    | st.lists(st.integers(), max_size=2)
+    | st.dictionaries(st.text(max_size=2), st.integers(), max_size=2)
+)
 
 
 @st.composite
 def values(draw, rows):
-    kind = draw(st.sampled_from(["tensor", "array", "list"]))
+    kind = draw(st.sampled_from(["tensor", "array", "strings", "objects", "list", "none", "dict"]))
+    if kind == "none":
+        return None
+    if kind == "dict":
+        return draw(st.dictionaries(KEYS, values(rows), max_size=2))
     if kind == "list":
-        return draw(st.lists(st.text(max_size=3) | st.lists(st.integers(), max_size=2), min_size=rows, max_size=rows))
+        return draw(st.lists(ENTRIES, min_size=rows, max_size=rows))
     shape = (rows, *draw(st.lists(st.integers(0, 3), max_size=2)))
+    if kind == "strings":
+        return draw(hnp.arrays("<U4", shape, elements=st.text("abc", max_size=4)))
+    if kind == "objects":
+        return draw(hnp.arrays(object, shape, elements=st.none() | st.text("abc", max_size=2)))
     array = draw(hnp.arrays(np.int64, shape, elements=st.integers(-9, 9)))
     return torch.from_numpy(array).to(draw(st.sampled_from(DTYPES))) if kind == "tensor" else array
 
@@ -47,10 +65,8 @@ def values(draw, rows):
 @st.composite
 def batches(draw):
     rows = draw(st.integers(1, 7))
-    keys = st.text("abc", min_size=1, max_size=2)
-    batch = draw(st.dictionaries(keys, values(rows), min_size=1, max_size=3))
-    nested = draw(st.dictionaries(keys, values(rows), max_size=2))
-    return batch | ({"nested": nested} if nested else {})
+    batch = draw(st.dictionaries(KEYS, values(rows), max_size=3))
+    return {**batch, "always": list(range(rows))}
 
 
 @given(batch=batches(), size=st.integers(1, 8))
@@ -73,13 +89,17 @@ def test_select_takes_rows_in_order(batch, data):
     assert list(taken) == list(batch)
 
     def check(result, source):
+        if source is None:
+            assert result is None
+            return
         if isinstance(source, dict):
+            assert list(result) == list(source)
             for key in source:
                 check(result[key], source[key])
             return
         assert len(result) == len(rows)
         for part, row in zip(result, rows, strict=True):
-            assert same(part, source[row])
+            assert same(part, source[row]) or part is source[row]
 
     check(taken, batch)
 
@@ -152,6 +172,113 @@ def test_batches_that_do_not_belong_together(first, second, words):
         merge([first, second])
 
 
+@pytest.mark.parametrize(
+    ("second", "words"),
+    [
+        ({"d": {"x": torch.ones(1)}}, r"'d\.x' is None and Tensor in batches that belong together"),
+        ({"d": {"x": [1]}}, r"'d\.x' is None and list"),
+        ({"d": None}, "'d' is None and dict"),
+        ({"d": {"x": 7}}, r"'d\.x' is None and int"),
+    ],
+)
+def test_none_goes_with_none(second, words):
+    first = {"d": {"x": None}, "rows": [1]}
+    assert merge([first, first]) == {"d": {"x": None}, "rows": [1, 1]}
+    with pytest.raises(DataError, match=words):
+        merge([first, {**second, "rows": [2]}])
+
+
+def test_values_without_rows_are_told():
+    with pytest.raises(DataError, match="'x' is int in batches"):
+        merge([{"x": 1}, {"x": 2}])
+
+
+@pytest.mark.parametrize("batch", [{}, {"a": None}, {"a": {}}, {"a": {"b": None}}])
+def test_batches_without_rows(batch):
+    assert num_rows(batch) == 0
+    assert split(batch, 2) == [batch]
+    assert merge([batch, batch]) == batch
+
+
+def test_rows_are_counted_in_the_first_value_that_has_some():
+    assert num_rows({"a": None, "b": {}, "c": {"d": None, "e": [1, 2]}, "f": [1]}) == 2
+
+
+# -------------------------------------------------------------------------------------------------- padding by rules
+
+
+def test_each_key_is_padded_by_its_rule():
+    a = {"t": torch.tensor([[1, 2]]), "u": torch.tensor([[1]]), "d": {"t": np.array([[1.0]])}}
+    b = {"t": torch.tensor([[3]]), "u": torch.tensor([[2, 3]]), "d": {"t": np.array([[2.0, 3.0]])}}
+    rules = {"t": Padding(-1, "left"), "d.t": Padding(float("nan"), "left"), "unused": Padding(9)}
+    merged = merge([a, b], rules, padding=5)
+    assert merged["t"].tolist() == [[1, 2], [-1, 3]]
+    assert merged["u"].tolist() == [[1, 5], [2, 3]]
+    np.testing.assert_array_equal(merged["d"]["t"], [[np.nan, 1], [2, 3]])
+
+
+@given(
+    shapes=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 3)), min_size=2, max_size=4),
+    side=st.sampled_from(["left", "right"]),
+)
+@pytest.mark.parametrize("make", [torch.ones, np.ones])
+def test_a_side_holds_for_every_dimension_beyond_the_first(make, shapes, side):
+    """The expected result is filled in by hand, block by block."""
+    merged = merge([{"x": make(shape)} for shape in shapes], {"x": Padding(7, side)})["x"]
+    height, width = max(s[1] for s in shapes), max(s[2] for s in shapes)
+    expected = np.full((sum(s[0] for s in shapes), height, width), 7.0)
+    start = 0
+    for rows, h, w in shapes:
+        top, left = (height - h, width - w) if side == "left" else (0, 0)
+        expected[start : start + rows, top : top + h, left : left + w] = 1
+        start += rows
+    assert np.array_equal(np.asarray(merged), expected)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "filling"), [("<U3", ""), ("S2", b""), (object, None), ("M8[D]", np.datetime64("1970-01-01"))]
+)
+def test_arrays_that_hold_no_numbers(dtype, filling):
+    a, b = np.zeros((1, 1), dtype), np.zeros((1, 2), dtype)
+    merged = merge([{"x": a}, {"x": b}], {"x": Padding(3)})["x"]
+    assert merged.dtype == a.dtype
+    assert merged[0, 1] == filling
+
+
+@pytest.mark.parametrize("make", [lambda n: torch.zeros(1, n, dtype=torch.int64), lambda n: np.zeros((1, n), np.int64)])
+@pytest.mark.parametrize("value", [0.5, float("nan")])
+def test_a_value_that_the_dtype_can_not_hold(make, value):
+    with pytest.raises(DataError, match=f"'x' is int64, which can't hold the padding value {value}"):
+        merge([{"x": make(1)}, {"x": make(2)}], {"x": Padding(value)})
+
+
+# ------------------------------------------------------------------------------------------------------------- pack
+
+
+@given(lengths=st.lists(st.integers(0, 20), max_size=30), budget=st.integers(20, 60))
+def test_packed_batches_hold_every_sample_once_within_the_budget(lengths, budget):
+    batches = pack(lengths, budget)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    assert all(sum(lengths[i] for i in batch) <= budget for batch in batches)
+    assert all(batch == sorted(batch) for batch in batches)
+    assert batches == sorted(batches)
+    # any two batches that would fit into one would have been one
+    sums = sorted(sum(lengths[i] for i in batch) for batch in batches)
+    assert len(sums) < 2 or sums[0] + sums[1] > budget
+
+
+def test_first_fit_decreasing_by_hand():
+    """8 6 5 5 3 2 1 into tens: 8+2, 6+3+1, 5+5."""
+    assert pack([3, 5, 8, 2, 6, 5, 1], 10) == [[0, 4, 6], [1, 5], [2, 3]]
+    assert pack([], 10) == []
+
+
+@pytest.mark.parametrize("length", [11, -1])
+def test_a_sample_that_fits_into_no_batch(length):
+    with pytest.raises(DataError, match=rf"pack\(max_tokens=10\): sample 1 has {length} tokens"):
+        pack([3, length], 10)
+
+
 # -------------------------------------------------------------------------------------------------------------- pad
 
 
@@ -206,6 +333,13 @@ def test_samples_read_as_a_list_and_as_columns():
     assert samples.items() == [("q", ["a", "b"]), ("n", [1, 2])]
     assert samples["n"] == [1, 2]
     assert dict(samples) == {"q": ["a", "b"], "n": [1, 2]}
+
+
+def test_columns_need_the_same_keys_in_all_samples():
+    assert Samples([{"a": 1, "b": 2}, {"b": 3, "a": None}]).columns() == {"a": [1, None], "b": [2, 3]}
+    assert Samples().columns() == {}
+    with pytest.raises(DataError, match=r"different keys: b, c is not in all .*first has a, b; number 1 has a, c"):
+        Samples([{"a": 1, "b": 2}, {"a": 1, "c": 2}]).columns()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 
 from chatlearn import BaseModule
 from chatlearn.data.collate import Samples
-from chatlearn.data.prompts import fetch, open_dataset
+from chatlearn.data.prompts import PromptDataset, fetch, fetch_from, open_dataset
 from chatlearn.errors import DataError
 
 
@@ -172,3 +172,37 @@ def test_leaving_the_debugger_and_ctrl_c_pass_through(stop, where):
 
     with pytest.raises(stop):
         fetch(Interrupted(TOKENS), [0])
+
+
+# ------------------------------------------------------------------------------------------- several data sets
+
+
+def test_samples_of_several_data_sets_in_one_batch():
+    datasets = [PromptDataset(["a", "b"]), PromptDataset(["c", "d", "e"])]
+    assert fetch_from(datasets, [(1, 2), (0, 0), (1, 0)]) == {"prompt": ["e", "a", "c"]}
+
+
+def test_the_first_samples_data_set_collates():
+    first, second = DefaultDataset([1, 2]), Plain([{"query": 3}, {"query": 4}])
+    second.collate_fn = lambda samples: {"second": samples["query"]}
+    assert torch.equal(fetch_from([first, second], [(0, 1), (1, 0)])["query"], torch.tensor([2, 3]))
+    assert fetch_from([first, second], [(1, 1), (0, 0)]) == {"second": [4, 1]}
+
+
+def test_a_sample_of_several_data_sets_is_named_with_its_own():
+    with pytest.raises(DataError, match="sample 7 of data set 1 can't be read: IndexError"):
+        fetch_from([Plain([1]), Plain([1])], [(0, 0), (1, 7)])
+
+
+def test_prompts_with_different_keys_do_not_go_together():
+    datasets = [PromptDataset([{"prompt": "a", "answer": 1}]), PromptDataset(["b"])]
+    with pytest.raises(DataError, match=r"collating fails: the samples .* different keys: answer is not in all"):
+        fetch_from(datasets, [(0, 0), (1, 0)])
+
+
+def test_rows_of_hugging_face_are_samples():
+    data = pytest.importorskip("datasets").Dataset.from_list([{"prompt": "a", "n": 1}, {"prompt": "b", "n": None}])
+    assert fetch(open_dataset(BaseModule("policy"), data, is_eval=False), [1, 0]) == {
+        "prompt": ["b", "a"],
+        "n": [None, 1],
+    }

@@ -26,6 +26,11 @@ def write(path: Path, text: str | bytes) -> Path:
     return path
 
 
+def write_parquet(rows: list[Any], path: Path, **options: Any) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pytest.importorskip("pyarrow").Table.from_pylist(rows), path, **options)
+
+
 def json_lines(rows: list[Any]) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
@@ -141,7 +146,7 @@ def test_a_bad_line_is_told_when_its_turn_comes(tmp_path: Path) -> None:
         ("p.jsonl", "1" * 5000, r"p\.jsonl:1: bad JSON, Exceeds the limit"),
         ("p.jsonl", b'"\xff"', r"p\.jsonl:1: not UTF-8"),
         ("p.txt", b"\xff", r"p\.txt:1: not UTF-8"),
-        ("p.json", '[1,\n2,\n}', r"p\.json:3: bad JSON, .*\.jsonl"),
+        ("p.json", "[1,\n2,\n}", r"p\.json:3: bad JSON, .*\.jsonl"),
         ("p.json", "[7]", r"p\.json: entry 0: a row is an object"),
         ("p.json", b'["\xff"]', r"p\.json: not UTF-8"),
         ("p.csv", "a,b\n1,2\n3\n", r"p\.csv:3: 1 values for the 2 columns a, b"),
@@ -176,11 +181,8 @@ def test_tables_in_text_form(tmp_path: Path, name: str, dialect: str) -> None:
 
 def test_parquet(tmp_path: Path) -> None:
     """Written by pyarrow in several row groups; nested values come as Python's."""
-    pyarrow = pytest.importorskip("pyarrow")
-    import pyarrow.parquet
-
     rows = [{**row, "messages": [{"role": "user", "content": "x"}], "none": None} for row in ROWS]
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "p.parquet", row_group_size=3)
+    write_parquet(rows, tmp_path / "p.parquet", row_group_size=3)
     read = read_prompts(tmp_path / "p.parquet")
     assert (len(read), list(read), read[-2]) == (7, rows, rows[5])
 
@@ -216,9 +218,7 @@ def test_a_file_whose_name_looks_like_a_pattern(tmp_path: Path) -> None:
         ("folder", r"folder: the folder holds no files that end with"),
     ],
 )
-def test_files_that_are_not_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, words: str
-) -> None:
+def test_files_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, words: str) -> None:
     (tmp_path / "folder").mkdir()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=words):
@@ -229,10 +229,7 @@ def test_files_that_are_not_there(
 def test_rows_travel_by_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     rows = [{"prompt": "x" * 1000} for _ in range(50)]
     if name == "p.parquet":
-        pyarrow = pytest.importorskip("pyarrow")
-        import pyarrow.parquet
-
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / name)
+        write_parquet(rows, tmp_path / name)
     elif name == "p.csv":
         write(tmp_path / name, "prompt\n" + "".join(row["prompt"] + "\n" for row in rows))
     else:

@@ -111,7 +111,8 @@ class MixedSampler:
 
     def picks(self, ids: SampleIds) -> list[Pick]:
         """Data set and index of each sample."""
-        return [self._pick(group) for group in ids.group_ids]
+        found = {group: self._pick(group) for group in dict.fromkeys(ids.group_ids)}
+        return [found[group] for group in ids.group_ids]
 
     def _pick(self, group: int) -> Pick:
         dataset, ordinal = self._turn(group)
@@ -123,12 +124,12 @@ class MixedSampler:
         Data sets are halved until one is left. Of the first n groups of a range, the left half has n times its share,
         rounded: whose turn it is follows from n and n + 1, with no walk over the groups before.
         """
-        first, last, ordinal = 0, len(self.lengths), group
+        sums, first, last, ordinal = self._sums, 0, len(self.lengths), group
         while last - first > 1:
             middle = (first + last) // 2
-            left, whole = self._sums[middle] - self._sums[first], self._sums[last] - self._sums[first]
-            before, after = ((2 * n * left + whole) // (2 * whole) for n in (ordinal, ordinal + 1))
-            if after > before:
+            left, whole = sums[middle] - sums[first], sums[last] - sums[first]
+            before = (2 * ordinal * left + whole) // (2 * whole)
+            if (2 * (ordinal + 1) * left + whole) // (2 * whole) > before:
                 last, ordinal = middle, before
             else:
                 first, ordinal = middle, ordinal - before

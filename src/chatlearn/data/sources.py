@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import glob
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -47,6 +48,7 @@ def _read_json(path: Path) -> Sequence[Any]:
 
 READERS: dict[str, Callable[[Path], Sequence[Any]]] = {
     ".jsonl": JsonLines,
+    ".ndjson": JsonLines,
     ".json": _read_json,
     ".parquet": ParquetRows,
     ".csv": CsvRows,
@@ -93,9 +95,16 @@ def _files(source: str | Path) -> list[Path]:
         return files
     what = "no file matches" if glob.has_magic(str(source)) else "there is no file"
     raise DataError(
-        f"{what} {str(path)!r}. A str or Path names a file of prompts; prompts themselves are given as a list: "
-        f"[{str(source)[:60]!r}]."
+        f"{what} {str(path)!r}.{_nearest(path)} A str or Path names a file of prompts; prompts themselves are "
+        f"given as a list: [{str(source)[:60]!r}]."
     )
+
+
+def _nearest(path: Path) -> str:
+    """A hint at the most similar name in the folder, empty without one."""
+    names = os.listdir(path.parent) if os.path.isdir(path.parent) else []
+    similar = difflib.get_close_matches(path.name, names, n=1)
+    return f" Did you mean {similar[0]!r}?" if similar else ""
 
 
 def _check_sequence(source: Any) -> None:

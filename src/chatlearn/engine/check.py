@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from chatlearn.config.check import Problem, check_args, check_models, raise_problems
@@ -11,7 +11,8 @@ from chatlearn.engine.environment import Environment
 from chatlearn.engine.evaluator import Evaluator
 from chatlearn.engine.trainer import Trainer
 from chatlearn.errors import DataError, EngineError, FlowError, ModuleError
-from chatlearn.flow.contracts import missing_reads, yields
+from chatlearn.flow.clients import check_clients
+from chatlearn.flow.contracts import UNKNOWN_DATA, Known, missing_reads, yields
 from chatlearn.flow.graph import Graph
 from chatlearn.modules.base import BaseModule
 from chatlearn.observe.sinks import check_sinks
@@ -23,7 +24,10 @@ def collect_modules(graphs: Iterable[Graph]) -> dict[str, BaseModule]:
 
     Raises:
         ModuleError: two modules have one name.
+        FlowError: modules are clients of each other.
     """
+    graphs = list(graphs)
+    check_clients(node for graph in graphs for node in graph)
     modules: dict[str, BaseModule] = {}
     calls = [(node.where, module) for graph in graphs for node in graph for module in (node.module, *node.clients)]
     for where, module in calls:
@@ -134,13 +138,26 @@ def check_reads(environment: Environment | None, trainer: Trainer | None, evalua
     Raises:
         FlowError: a step reads what none of its inputs can hold; all are listed.
     """
-    made = None if environment is None else yields(environment.graph)
-    others = [] if environment is None else [environment.graph]
-    problems = [] if environment is None else missing_reads(environment.graph)
-    problems += [] if trainer is None else missing_reads(trainer.graph, made, others=others)
-    problems += [] if evaluator is None else missing_reads(evaluator.graph)
+    problems: list[str] = []
+    raw, others = UNKNOWN_DATA, []
+    if environment is not None:
+        raw = _known_of(environment.prompts.datasets)
+        problems += missing_reads(environment.graph, raw)
+        raw, others = yields(environment.graph, raw), [environment.graph]
+    elif trainer is not None:
+        raw = _known_of(trainer.prompts.datasets)
+    if trainer is not None:
+        problems += missing_reads(trainer.graph, raw, others=others)
+    if evaluator is not None:
+        problems += missing_reads(evaluator.graph, _known_of(tuple(evaluator.datasets.values())))
     if problems:
         raise FlowError("\n".join(problems))
+
+
+def _known_of(datasets: Sequence[Any]) -> Known:
+    """Keys of the first prompts, if these are dicts; the data set that a module makes of them may hold more."""
+    first = [prompts[0] for prompts in datasets if len(prompts)]
+    return UNKNOWN_DATA | Known(frozenset(key for sample in first if isinstance(sample, Mapping) for key in sample))
 
 
 def check_syncs(pairs: Iterable[tuple[BaseModule, BaseModule]], modules: Mapping[str, BaseModule]) -> None:

@@ -176,10 +176,10 @@ class Wiring:
         modules = self._modules
         trained = [] if self.trainer is None else [n.module.name for n in self.trainer.graph if n.step == "train_step"]
         notes = check_modules(self._settled, modules, list(dict.fromkeys(trained)))
-        check_reads(self.environment, self.trainer, self.evaluator)
         if (maker := self.environment or self.trainer) is not None:
             maker.prompts = (self._prompts or maker.prompts).configured(self._settled)
         check_datasets(self.environment, self.trainer, self.evaluator)
+        check_reads(self.environment, self.trainer, self.evaluator)
         check_syncs([pair[:2] for pair in self._pairs], modules)
         if self._settled.runtime.stream_data_loader_type == "dynamic" and (both := self._in_both_flows):
             notes.append(

@@ -144,7 +144,7 @@ class _Links:
 
 
 def _ordered(columns: list[list[str]], links: _Links) -> list[list[str]]:
-    """Sorts each column by the mean place of the neighbours, back and forth; keeps the order with the fewest crossings."""
+    """Sorts each column by the mean place of its neighbours, back and forth; keeps the order with fewest crossings."""
     best, fewest = columns, links.crossings(columns)
     for sweep in range(_SWEEPS):
         forward = sweep % 2 == 0

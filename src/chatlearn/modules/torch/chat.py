@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from chatlearn.errors import DataError
 
 
-def is_conversation(value: Any) -> bool:
+def is_conversation(value: Any) -> TypeGuard[Sequence[Mapping[str, Any]]]:
     """A list of dicts: chat messages, right or wrong, and not a text."""
     return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(message, Mapping) for message in value)
 

@@ -51,7 +51,7 @@ class Prompt:
             value = {"messages": value}
         if isinstance(value, dict) and isinstance(value.get("prompt"), str):
             return cls(value, rendered=False)
-        messages = value.get("prompt", value.get("messages")) if isinstance(value, dict) else None
+        messages: Any = value.get("prompt", value.get("messages")) if isinstance(value, dict) else None
         if not is_conversation(messages):
             raise DataError(
                 f'{place}: a prompt is a str, or a dict with a str under "prompt" or chat messages under "messages", '
@@ -63,7 +63,7 @@ class Prompt:
     def again(cls, tokenizer: Any, value: Any, place: str) -> Prompt:
         """Reads a row of a batch, in which a conversation may have been rendered already, by the same template."""
         prompt = cls.of(tokenizer, value, place)
-        messages = prompt.columns.get("messages")
+        messages: Any = prompt.columns.get("messages")
         if prompt.rendered or not is_conversation(messages) or messages[-1].get("role") == "assistant":
             return prompt
         return cls(prompt.columns, render(tokenizer, messages, place) == prompt.columns["prompt"])
@@ -89,10 +89,10 @@ class TokenizedPrompts:
     def __init__(
         self, prompts: Sequence[Any], tokenizer: Any, max_tokens: int | None = None, overflow: Overflow = "error"
     ) -> None:
-        self._prompts, self._tokenizer = prompts, tokenizer
-        self._max_tokens, self._overflow = max_tokens, overflow
+        self._prompts, self._tokenizer, self._max_tokens = prompts, tokenizer, max_tokens
+        self._overflow: Overflow = overflow
         self._known: list[list[int]] | None = None
-        self._kept: Sequence[int] = range(len(prompts))
+        self._kept: Sequence[int] | np.ndarray = range(len(prompts))
         if max_tokens is not None and overflow == "drop":
             self._kept = self._short_enough(max_tokens)
         if len(prompts) <= MAX_TOKENIZED_AHEAD:
@@ -112,9 +112,9 @@ class TokenizedPrompts:
         return {**columns, **padded_prompts(self._tokenizer, columns["prompt_tokens"])}
 
     def _prompt(self, number: int) -> Prompt:
-        return Prompt.of(self._tokenizer, self._prompts[number], f"prompt {number}")
+        return Prompt.of(self._tokenizer, self._prompts[int(number)], f"prompt {number}")
 
-    def _tokens(self, numbers: Sequence[int]) -> list[list[int]]:
+    def _tokens(self, numbers: Sequence[int] | np.ndarray) -> list[list[int]]:
         ids = tokenize(self._tokenizer, [self._prompt(number) for number in numbers])
         return fitted(ids, self._max_tokens, self._overflow, numbers)
 
@@ -162,7 +162,7 @@ class Demonstrations:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         pair = self._pairs[index]
-        conversation = pair.get("messages") if isinstance(pair, dict) and "response" not in pair else pair
+        conversation: Any = pair.get("messages") if isinstance(pair, dict) and "response" not in pair else pair
         if is_conversation(conversation):
             pair = _last_answer(conversation, f"demonstration {index}")
         if not isinstance(pair, dict) or not isinstance(pair.get("response"), str) or not _has_prompt(pair):
@@ -220,7 +220,9 @@ def padded_prompts(tokenizer: Any, ids: Sequence[Sequence[int]]) -> Batch:
     return {"prompt_tokens": tokens, "prompt_mask": mask}
 
 
-def fitted(ids: list[list[int]], max_tokens: int | None, overflow: Overflow, numbers: Sequence[int]) -> list[list[int]]:
+def fitted(
+    ids: list[list[int]], max_tokens: int | None, overflow: Overflow, numbers: Sequence[int] | np.ndarray
+) -> list[list[int]]:
     """Token ids of prompts, cut to ``max_tokens`` where they are longer.
 
     Args:

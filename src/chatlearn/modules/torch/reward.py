@@ -54,7 +54,7 @@ class RewardInference(BaseModule):
         lam: float = Field(1.0, ge=0, le=1, description="lambda of GAE")
 
     reads = frozenset({"prompt", "response", "finished"})
-    writes = frozenset({"rewards"})
+    writes = frozenset({"rewards", "response_mask", "advantages", "returns"})
 
     def __init__(self, name: str, reward: RewardFunction | str | None = None) -> None:
         super().__init__(name)

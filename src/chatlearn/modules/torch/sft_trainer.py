@@ -20,8 +20,8 @@ from chatlearn.types import Batch
 class SFTTrainer(TorchModule):
     """Fits a language model to demonstrations: the mean negative log-likelihood of response tokens.
 
-    As the only module of ``Engine(None, trainer)`` it builds its own data set from dicts with ``prompt`` (a text or chat
-    messages) and ``response``, or from whole conversations. Logs ``loss`` (nats per token), ``grad_norm``,
+    As the only module of ``Engine(None, trainer)`` it builds its own data set from dicts with ``prompt`` (a text or
+    chat messages) and ``response``, or from whole conversations. Logs ``loss`` (nats per token), ``grad_norm``,
     ``learning_rate``.
     """
 

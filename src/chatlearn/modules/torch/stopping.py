@@ -23,7 +23,8 @@ class StopStrings:
 
     def __init__(self, tokenizer: Any, strings: Sequence[str]) -> None:
         self._tokenizer, self._strings = tokenizer, tuple(strings)
-        # a token adds at least a byte to the text, or nothing (special tokens, which end a response almost always)
+        self._silent = frozenset(tokenizer.all_special_ids)
+        # any other token adds at least a byte to the text
         self._tail = max(len(string.encode()) for string in strings) + _MARGIN_TOKENS
 
     def ended(self, tokens_BL: Tensor, running_B: Tensor) -> Tensor:
@@ -37,9 +38,14 @@ class StopStrings:
             ``[B]`` bool, on the device of ``running_B``.
         """
         rows = running_B.nonzero().flatten()
-        tails = self._tokenizer.batch_decode(tokens_BL[rows, -self._tail :].tolist(), skip_special_tokens=True)
         found = torch.zeros_like(running_B)
-        ends = [self._end(text) is not None for text in tails]
+        tails = tokens_BL[rows, -self._tail :].tolist()
+        for number, tail in enumerate(tails):
+            if not self._silent.isdisjoint(tail):
+                spoken = [token for token in tokens_BL[rows[number]].tolist() if token not in self._silent]
+                tails[number] = spoken[-self._tail :]
+        texts = self._tokenizer.batch_decode(tails, skip_special_tokens=True)
+        ends = [self._end(text) is not None for text in texts]
         found[rows] = torch.tensor(ends, dtype=torch.bool, device=rows.device)
         return found
 
