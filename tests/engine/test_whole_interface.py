@@ -621,3 +621,48 @@ def test_a_key_that_nobody_makes_is_refused_before_the_start(tmp_path):
     with pytest.raises(chatlearn.FlowError, match=r"reader\.forward_step reads 'tokens'.*maker\.forward_step"):
         engine.learn()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("isolate", [False, True])
+def test_all_kinds_of_values_survive_the_way_through(tmp_path, isolate):
+    """From a step through other batch sizes, micro-batches and global batches: every row is what it was."""
+
+    def made(i):
+        nested = {"t": torch.full((2,), i, dtype=torch.bfloat16), "deep": {"a": np.array([i, -i]), "nothing": None}}
+        return {"text": f"s{i}", "any": {"id": i, "x": [1, None]}, "none": None, "nested": nested, "whole": None}
+
+    class Kinds(BaseModule):
+        def forward_step(self, data):
+            parts = [made(i) for i in data["prompt"]]
+            return {
+                "prompt": data["prompt"],
+                "text": [part["text"] for part in parts],
+                "any": [part["any"] for part in parts],
+                "none": [None for _ in parts],
+                "whole": None,
+                "nested": {
+                    "t": torch.stack([part["nested"]["t"] for part in parts]),
+                    "deep": {"a": np.stack([part["nested"]["deep"]["a"] for part in parts]), "nothing": None},
+                },
+            }
+
+    class Checking(BaseModule):
+        def train_step(self, data, train_info):
+            for micro in data:
+                for row, i in enumerate(micro["prompt"]):
+                    wanted = made(i)
+                    assert {key: micro[key][row] for key in ("text", "any", "none")} == {
+                        key: wanted[key] for key in ("text", "any", "none")
+                    }
+                    assert micro["whole"] is None
+                    assert micro["nested"]["deep"]["nothing"] is None
+                    assert torch.equal(micro["nested"]["t"][row], wanted["nested"]["t"])
+                    assert np.array_equal(micro["nested"]["deep"]["a"][row], wanted["nested"]["deep"]["a"])
+            self.log("rows", sum(len(micro["prompt"]) for micro in data), "sum")
+
+    config = settings(tmp_path, sample_per_episode=7, num_episode=1, generation_batch_size=3)
+    chatlearn.init({**config, "runtime_env": {"isolate": isolate}})
+    kinds, checking = Kinds("kinds"), Checking("checking")
+    engine = Engine(Environment(lambda b: kinds.forward_step(b)), Trainer(lambda b: checking.train_step(b)))
+    engine.set_dataset(list(range(10))).learn()
+    assert rows(tmp_path)[0]["checking/rows"] == 7

@@ -266,7 +266,7 @@ def _readable(batch: Batch, row: int) -> dict[str, Any]:
     for key, column in batch.items():
         if key in ("attention_mask", "response_mask"):
             continue
-        value = column if isinstance(column, dict) else column[row]
+        value = column if column is None or isinstance(column, dict) else column[row]
         if isinstance(value, torch.Tensor) and response is not None and value.shape == response.shape:
             value = value[response]
         if isinstance(value, (torch.Tensor, np.ndarray)):

@@ -30,6 +30,9 @@ def normalise(batch: Batch, rows: int | None = None, path: str = "") -> Batch:
         name = f"{path}{key}"
         if not isinstance(key, str):
             raise DataError(f"the key {key!r} is not a string.")
+        if value is None:  # stands for the whole batch, and has no rows
+            result[key] = None
+            continue
         if isinstance(value, dict):
             result[key] = normalise(value, rows, f"{name}.")
             rows = num_rows(value) if rows is None and value else rows
