@@ -194,6 +194,12 @@ def test_a_threshold_ends_the_run(tmp_path):
     assert json.loads((tmp_path / "run" / "result.json").read_text())["episodes"] == 2
 
 
+def test_a_best_metric_that_never_came_is_told(tmp_path, capsys):
+    chatlearn.init(settings(tmp_path, best_metric="learner/los", early_stop_patience=1))
+    build()[0].learn()
+    assert "'learner/los', but no episode had that metric; the last one had learner/loss" in capsys.readouterr().out
+
+
 def test_old_checkpoints_are_deleted(tmp_path):
     chatlearn.init(settings(tmp_path, num_episode=5, save_episode_interval=1, max_data_ckpt_nums=2))
     build()[0].learn()

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 from chatlearn.checkpoint.store import RunState
 from chatlearn.config.runtime import RuntimeConfig
-from chatlearn.errors import EngineError
 
 
 class BestMetric:
@@ -54,11 +53,10 @@ class BestMetric:
             return f"{reached} was not bettered {state.num_worse} times (runtime.early_stop_patience)"
         return None
 
-    def check_known(self, metrics: Mapping[str, float], is_last: bool) -> None:
-        """Raises EngineError at the end of a run in which the metric never came, with the names that did."""
+    def never_came(self, metrics: Mapping[str, float]) -> str | None:
+        """What to tell at the end of a run that never had the metric; ``metrics`` are those of its last episode."""
         name = self._runtime.best_metric
-        if is_last and name is not None and self._state.best_value is None and name not in metrics:
-            raise EngineError(
-                f"runtime.best_metric is {name!r}, but no episode had that metric. The last one had: "
-                f"{', '.join(sorted(metrics)) or 'none'}."
-            )
+        if name is None or self._state.best_value is not None:
+            return None
+        known = ", ".join(sorted(key for key in metrics if "/" in key and not key.startswith("time/"))) or "none"
+        return f"note: runtime.best_metric is {name!r}, but no episode had that metric; the last one had {known}."

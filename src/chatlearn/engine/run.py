@@ -203,6 +203,8 @@ class Run:
         """Exports models, draws the curve and writes ``result.json``; ``reason`` says why the run ends early."""
         if reason:
             self.note(f"The run ends after {self.state.episode} episodes: {reason}.")
+        if text := self.best.never_came(self.last_row or {}):
+            self.note(text)
         names = self.config.runtime.export
         policy = "policy" if "policy" in names else next(iter(names), None)
         for name in names:
