@@ -141,6 +141,8 @@ SIGNATURES = {
         "set_parameter_sync": "(self, source, destination, frequency=None)",
         "set_multiple_datasets": "(self, datasets, data_ratio=None)",
         "set_sampler": "(self, sampler)",
+        "set_replay_sample_fn": "(self, function)",
+        "set_relay_sample_fn": "(self, function)",
         "add_callback": "(self, point, function)",
         "save_checkpoint": "(self)",
         "logging_summary": "(self)",
@@ -155,6 +157,7 @@ SIGNATURES = {
     Environment: {
         "__init__": "(self, flow)",
         "set_dataset": "(self, prompts)",
+        "set_multiple_datasets": "(self, datasets, data_ratio=None)",
         "stream": "(self, deployment, state)",
         "batch_size": "(self, deployment)",
         "run": "(self, deployment, batch, ids, *, phase, counters, place, is_eval=False)",

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from chatlearn.checkpoint.run_folder import claim_run_folder, discard_rows
+from chatlearn.checkpoint.run_folder import RunFolder, claim_run_folder, discard_rows
 from chatlearn.checkpoint.store import CheckpointStore, RunState
+from chatlearn.config import Config
 from chatlearn.errors import CheckpointError
+
+
+def _claim(output_dir: str, exp_name: str, resume: str, **others: Any) -> RunFolder:
+    return claim_run_folder(Config(runtime=dict(others, output_dir=output_dir, exp_name=exp_name, resume=resume)).runtime)
 
 
 def _names(folder: Path) -> list[str]:
@@ -18,7 +24,7 @@ def _names(folder: Path) -> list[str]:
 
 def test_folders_are_numbered(tmp_path: Path) -> None:
     parent = tmp_path / "deep" / "runs"
-    first, second, third = (claim_run_folder(str(parent), "ppo", "never") for _ in range(3))
+    first, second, third = (_claim(str(parent), "ppo", "never") for _ in range(3))
     assert _names(parent) == ["ppo", "ppo-2", "ppo-3"]
     assert first.path == parent / "ppo"
     assert first.note == f"This run writes to {first.path}."
@@ -29,20 +35,20 @@ def test_folders_are_numbered(tmp_path: Path) -> None:
 def test_a_number_that_is_free_is_used(tmp_path: Path) -> None:
     for name in ("ppo", "ppo-3"):
         (tmp_path / name).mkdir()
-    assert claim_run_folder(str(tmp_path), "ppo", "never").path == tmp_path / "ppo-2"
+    assert _claim(str(tmp_path), "ppo", "never").path == tmp_path / "ppo-2"
 
 
 def test_a_file_of_that_name_is_no_folder_to_write_into(tmp_path: Path) -> None:
     (tmp_path / "ppo").write_text("mine")
-    assert claim_run_folder(str(tmp_path), "ppo", "never").path == tmp_path / "ppo-2"
+    assert _claim(str(tmp_path), "ppo", "never").path == tmp_path / "ppo-2"
     assert (tmp_path / "ppo").read_text() == "mine"
 
 
 def test_paths_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert claim_run_folder("runs", "ppo", "never").path == tmp_path / "runs" / "ppo"
+    assert _claim("runs", "ppo", "never").path == tmp_path / "runs" / "ppo"
     _run(tmp_path / "runs" / "old")
-    assert claim_run_folder("runs", "ppo", "runs/old").path == tmp_path / "runs" / "old"
+    assert _claim("runs", "ppo", "runs/old").path == tmp_path / "runs" / "old"
 
 
 def _run(path: Path, checkpoint: int | None = None, status: str | None = None) -> Path:
@@ -59,7 +65,7 @@ def _run(path: Path, checkpoint: int | None = None, status: str | None = None) -
 def test_auto_goes_by_number_not_by_text_or_age(tmp_path: Path) -> None:
     for name in ("ppo-10", "ppo-9", "ppo", "ppo-old", "myppo-11"):
         _run(tmp_path / name, checkpoint=1)
-    found = claim_run_folder(str(tmp_path), "ppo", "auto")
+    found = _claim(str(tmp_path), "ppo", "auto")
     assert found.path == tmp_path / "ppo-10"
     assert found.checkpoint == tmp_path / "ppo-10" / "checkpoints" / "episode-000001"
 
@@ -68,14 +74,14 @@ def test_auto_goes_by_number_not_by_text_or_age(tmp_path: Path) -> None:
 def test_names_are_no_patterns(name: str, tmp_path: Path) -> None:
     (tmp_path / "axb").mkdir()
     path = _run(tmp_path / name, checkpoint=2)
-    assert claim_run_folder(str(tmp_path), name, "auto").path == path
+    assert _claim(str(tmp_path), name, "auto").path == path
 
 
 @pytest.mark.parametrize("status", ["interrupted", "failed", "running", None])
 def test_an_unfinished_run_goes_on(status: str | None, tmp_path: Path) -> None:
     path = _run(tmp_path / "ppo", checkpoint=4, status=status)
     for resume in ("auto", str(path)):
-        found = claim_run_folder(str(tmp_path), "ppo", resume)
+        found = _claim(str(tmp_path), "ppo", resume)
         assert not found.finished
         assert found.checkpoint == path / "checkpoints" / "episode-000004"
         assert str(found.checkpoint) in found.note
@@ -84,29 +90,29 @@ def test_an_unfinished_run_goes_on(status: str | None, tmp_path: Path) -> None:
 def test_a_finished_run_is_finished(tmp_path: Path) -> None:
     path = _run(tmp_path / "ppo", checkpoint=4, status="finished")
     for resume in ("auto", str(path)):
-        found = claim_run_folder(str(tmp_path), "ppo", resume)
+        found = _claim(str(tmp_path), "ppo", resume)
         assert found.finished
         assert f"{path} is finished" in found.note
     # but one of its checkpoints can be gone on from
-    assert not claim_run_folder(str(tmp_path), "ppo", str(path / "checkpoints" / "episode-000004")).finished
+    assert not _claim(str(tmp_path), "ppo", str(path / "checkpoints" / "episode-000004")).finished
 
 
 def test_a_checkpoint_belongs_to_its_run(tmp_path: Path) -> None:
     path = _run(tmp_path / "ppo", checkpoint=4)
-    found = claim_run_folder(str(tmp_path / "elsewhere"), "other", str(path / "checkpoints" / "episode-000004"))
+    found = _claim(str(tmp_path / "elsewhere"), "other", str(path / "checkpoints" / "episode-000004"))
     assert (found.path, found.checkpoint) == (path, path / "checkpoints" / "episode-000004")
     assert not (tmp_path / "elsewhere").exists()
 
 
 def test_a_path_that_is_nothing(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"runtime\.resume: .*nothing is neither a run folder nor a checkpoint"):
-        claim_run_folder(str(tmp_path), "ppo", str(tmp_path / "nothing"))
+        _claim(str(tmp_path), "ppo", str(tmp_path / "nothing"))
 
 
 def test_a_folder_that_is_no_run_is_not_written_into(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     with pytest.raises(CheckpointError, match="photos is neither a run folder nor a checkpoint"):
-        claim_run_folder(str(tmp_path), "ppo", str(tmp_path / "photos"))
+        _claim(str(tmp_path), "ppo", str(tmp_path / "photos"))
 
 
 def _write_rows(path: Path, *episodes: int, end: str = "") -> None:

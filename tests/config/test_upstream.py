@@ -66,10 +66,7 @@ rlhf:
         "the modules run in this process, with its packages and its folder",
         "ppo.yaml:5  models.policy.num_gpu, models.ppo_policy.num_gpu: no effect in one process: "
         "one process places no modules on devices",
-        "ppo.yaml:5  models.policy.free_memory: no effect in one process: "
-        "one process shares no devices between modules",
         "ppo.yaml:8  runtime.colocation: no effect in one process: one process places no modules on devices",
-        "ppo.yaml:10  runtime.max_replay_episode: no effect in one process: this version does not do it yet",
         "ppo.yaml:11  runtime.param_sync_comm_type: no effect in one process: "
         "inside one process weights are copied, not sent",
     ]

@@ -16,15 +16,20 @@ SIZES = st.lists(st.integers(1, 9), min_size=1, max_size=8)
 GLOBAL = st.integers(1, 12)
 
 
-def stream(sizes, global_batch_size, seed=11):
-    """Samples 100, 101, … in pairs of a group, arriving in batches of these sizes."""
-    dataset = StreamDataset(global_batch_size, lambda epoch: seed + epoch)
+def stream(sizes, global_batch_size, seed=11, group=1, unit=1):
+    """Samples 100, 101, … in groups of a size, arriving in batches of these sizes."""
+    dataset = StreamDataset(global_batch_size, lambda epoch: seed + epoch, shuffle_unit=unit)
     start = 100
     for size in sizes:
         ids = tuple(range(start, start + size))
-        dataset.add(Experience(({"id": list(ids)},), SampleIds(ids, tuple(i // 2 for i in ids), 4)))
+        groups = tuple((i - 100) // group for i in ids)
+        dataset.add(Experience(({"id": list(ids)},), SampleIds(ids, groups, 4)))
         start += size
     return dataset
+
+
+def samples(batches):
+    return [list(batch.ids.sample_ids) for batch in batches]
 
 
 def rows(batch):
@@ -47,7 +52,7 @@ def test_every_sample_comes_exactly_once_per_epoch_in_full_batches_but_for_the_l
 def test_ids_travel_with_their_rows(sizes, size, epoch):
     for batch in stream(sizes, size).batches(epoch):
         assert rows(batch) == list(batch.ids.sample_ids)
-        assert batch.ids.group_ids == tuple(i // 2 for i in batch.ids.sample_ids)
+        assert batch.ids.group_ids == tuple(i - 100 for i in batch.ids.sample_ids)
         assert batch.ids.weight_version == 4
 
 
@@ -97,3 +102,48 @@ def test_neighbouring_rows_are_a_range_so_that_tensors_become_views():
 @pytest.mark.parametrize("epoch", [0, 1])
 def test_no_experience_no_batch(epoch):
     assert list(StreamDataset(4).batches(epoch)) == []
+
+
+@given(
+    groups=st.lists(st.integers(1, 4), min_size=1, max_size=8),
+    group=st.integers(1, 5),
+    size=GLOBAL,
+    unit=st.integers(1, 4),
+    epoch=st.integers(0, 3),
+)
+def test_no_batch_splits_a_group_that_fits_into_it(groups, group, size, unit, epoch):
+    sizes = [number * group for number in groups]
+    batches = list(stream(sizes, size, group=group, unit=unit).batches(epoch))
+    assert sorted(i for ids in samples(batches) for i in ids) == list(range(100, 100 + sum(sizes)))
+    assert all(len(batch.ids) <= size for batch in batches)
+    if group <= size:
+        owners = [number for batch in batches for number in set(batch.ids.group_ids)]
+        assert len(owners) == len(set(owners))
+
+
+def test_groups_of_unequal_size_fill_batches_as_far_as_they_fit():
+    dataset = StreamDataset(6)
+    groups = (0, 0, 0, 1, 1, 2, 2, 2, 2, 3)
+    dataset.add(Experience(({"id": list(range(10))},), SampleIds(tuple(range(10)), groups)))
+    assert samples(dataset.batches()) == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
+
+
+def test_whole_micro_batches_are_shuffled_where_that_is_asked_for():
+    dataset = stream([22], 8, unit=4)
+    first = samples(dataset.batches(0))
+    assert [len(ids) for ids in first] == [8, 8, 6]
+    micro_batches = [ids[start : start + 4] for ids in first for start in range(0, len(ids), 4)]
+    orders = set()
+    for epoch in (1, 2, 3):
+        later = samples(dataset.batches(epoch))
+        assert [len(ids) for ids in later] == [8, 8, 6]
+        cut = [ids[start : start + 4] for ids in later for start in range(0, len(ids), 4)]
+        assert sorted(cut) == sorted(micro_batches)
+        assert cut[-1] == [120, 121]
+        orders.add(str(cut))
+    assert len(orders) == 3
+
+
+def test_micro_batches_that_share_a_group_stay_together():
+    batches = samples(stream([24], 12, group=6, unit=4).batches(1))
+    assert sorted(batches) == [list(range(100, 112)), list(range(112, 124))]

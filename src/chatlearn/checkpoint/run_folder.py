@@ -9,7 +9,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from chatlearn.checkpoint.store import CheckpointStore
+from chatlearn.checkpoint.store import CheckpointStore, run_of
+from chatlearn.config.schema import RuntimeConfig
 from chatlearn.errors import CheckpointError
 
 
@@ -19,36 +20,49 @@ class RunFolder:
 
     Attributes:
         path: absolute.
+        checkpoints: where its checkpoints lie.
         checkpoint: to go on from; ``None`` starts at the beginning.
         finished: the run was ended before; nothing is left to do.
         note: one line for the user, or empty.
     """
 
     path: Path
+    checkpoints: Path
     checkpoint: Path | None = None
     finished: bool = False
     note: str = ""
 
 
-def claim_run_folder(output_dir: str, exp_name: str, resume: str) -> RunFolder:
+def claim_run_folder(runtime: RuntimeConfig) -> RunFolder:
     """Finds or makes the folder of a run.
 
     Args:
-        output_dir: parent of all runs.
-        exp_name: name of the run; ``<exp_name>-2``, ``-3``, … where it is taken.
-        resume: ``never`` makes a new folder; ``auto`` goes on with the highest-numbered run of that name, if there is
-            one; otherwise the path
-            of a run folder or of a checkpoint.
+        runtime: ``resume`` says what to go on from: ``never`` begins a new run, in ``<output_dir>/<exp_name>`` (with
+            ``-2``, ``-3``, … where that is taken), ``auto`` goes on with the highest-numbered run of the name, if there
+            is one; otherwise it is the path of a run folder or of a checkpoint. A ``data_checkpoint_path`` is gone on
+            from even so, unless ``enable_resume_training`` is off. ``load_data_checkpoint_iteration`` chooses among
+            checkpoints.
 
     Raises:
-        CheckpointError: the path to resume from is neither.
+        CheckpointError: there is no such run or checkpoint.
     """
-    if resume == "never":
-        return _new(Path(output_dir).absolute(), exp_name)
-    if resume != "auto":
-        return _given(Path(resume).absolute())
-    runs = _runs(Path(output_dir).absolute(), exp_name)
-    return _continued(runs[-1]) if runs else _new(Path(output_dir).absolute(), exp_name)
+    parent = Path(runtime.output_dir).absolute()
+    if runtime.resume not in ("never", "auto"):
+        return _given(Path(runtime.resume).absolute(), runtime)
+    if runtime.resume == "auto" and (runs := _runs(parent, runtime.exp_name)):
+        return _continued(runs[-1], runtime)
+    episode = runtime.load_data_checkpoint_iteration
+    if runtime.data_checkpoint_path and runtime.enable_resume_training:
+        checkpoint = CheckpointStore(Path(runtime.data_checkpoint_path).absolute()).find(episode)
+        if checkpoint is not None:
+            return _behind(checkpoint) or _new(parent, runtime, checkpoint)
+    if episode is not None and runtime.enable_resume_training:
+        raise CheckpointError(
+            f"runtime.load_data_checkpoint_iteration is {episode}, but there is no checkpoint to go on from. Name the "
+            "run in runtime.resume or the folder of checkpoints in runtime.data_checkpoint_path, or leave the number "
+            "out."
+        )
+    return _new(parent, runtime)
 
 
 def discard_rows(path: Path, last_episode: int) -> None:
@@ -77,9 +91,9 @@ def _episode(line: str) -> float:
         return float("inf")
 
 
-def _new(parent: Path, name: str) -> RunFolder:
+def _new(parent: Path, runtime: RuntimeConfig, checkpoint: Path | None = None) -> RunFolder:
     parent.mkdir(parents=True, exist_ok=True)
-    number = 1
+    name, number = runtime.exp_name, 1
     while True:
         path = parent / (name if number == 1 else f"{name}-{number}")
         try:
@@ -88,8 +102,9 @@ def _new(parent: Path, name: str) -> RunFolder:
             number += 1
             continue
         taken = f"{parent / name} is taken. " if number > 1 else ""
-        note = f"{taken}This run writes to {path}."
-        return RunFolder(path, note=note)
+        going_on = f"Going on from {checkpoint}. " if checkpoint else ""
+        note = f"{going_on}{taken}This run writes to {path}."
+        return RunFolder(path, _checkpoints(path, runtime), checkpoint, note=note)
 
 
 def _runs(parent: Path, name: str) -> list[Path]:
@@ -103,23 +118,50 @@ def _runs(parent: Path, name: str) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
-def _given(path: Path) -> RunFolder:
+def _given(path: Path, runtime: RuntimeConfig) -> RunFolder:
     if (path / "run.json").is_file():
-        return RunFolder(path.parent.parent, path, note=f"Going on from {path}.")
+        return _behind(path, asked=True) or RunFolder(
+            path.parent.parent, path.parent, path, note=f"Going on from {path}."
+        )
     if not (path / "config.yaml").is_file():
         raise CheckpointError(
             f"runtime.resume: {path} is neither a run folder nor a checkpoint. Give the folder of a run (it holds "
             "config.yaml), one of its checkpoints/episode-…, or `auto`."
         )
-    return _continued(path)
+    return _continued(path, runtime)
 
 
-def _continued(path: Path) -> RunFolder:
-    result = path / "result.json"
-    if result.is_file() and json.loads(result.read_text(encoding="utf-8")).get("status") == "finished":
-        return RunFolder(path, finished=True, note=f"{path} is finished; there is nothing to resume.")
-    checkpoint = CheckpointStore(path / "checkpoints").latest()
+def _continued(path: Path, runtime: RuntimeConfig) -> RunFolder:
+    checkpoints = _checkpoints(path, runtime)
+    if _is_finished(path):
+        return RunFolder(path, checkpoints, finished=True, note=f"{path} is finished; there is nothing to resume.")
+    checkpoint = CheckpointStore(checkpoints).find(runtime.load_data_checkpoint_iteration)
     if checkpoint is not None:
-        return RunFolder(path, checkpoint, note=f"Going on from {checkpoint}.")
+        return RunFolder(path, checkpoints, checkpoint, note=f"Going on from {checkpoint}.")
     begun = (path / "metrics.jsonl").exists()
-    return RunFolder(path, note=f"{path} has no checkpoint yet; starting again in that folder." if begun else "")
+    note = f"{path} has no checkpoint yet; starting again in that folder." if begun else ""
+    return RunFolder(path, checkpoints, note=note)
+
+
+def _behind(checkpoint: Path, asked: bool = False) -> RunFolder | None:
+    """The folder of the run that wrote a checkpoint, if it is still there; ``asked`` for by its path, the checkpoint
+    of a finished run is gone on from too.
+    """
+    path = run_of(checkpoint)
+    if path is None or not (path / "config.yaml").is_file():
+        return None
+    if not asked and _is_finished(path):
+        return RunFolder(
+            path, checkpoint.parent, finished=True, note=f"{path} is finished; there is nothing to resume."
+        )
+    return RunFolder(path, checkpoint.parent, checkpoint, note=f"Going on from {checkpoint}.")
+
+
+def _checkpoints(path: Path, runtime: RuntimeConfig) -> Path:
+    given = runtime.data_checkpoint_path
+    return Path(given).absolute() if given else path / "checkpoints"
+
+
+def _is_finished(path: Path) -> bool:
+    result = path / "result.json"
+    return result.is_file() and json.loads(result.read_text(encoding="utf-8")).get("status") == "finished"

@@ -26,6 +26,7 @@ MAY_CHANGE = frozenset(
         *("log_interval", "log_samples", "export", "sinks", "trace", "profile_episodes", "profiler_dir"),
         *("best_metric", "best_metric_mode", "early_stop_patience", "early_stop_threshold"),
         *("max_data_ckpt_nums", "model_config_file", "enable_eval_before_training"),
+        *("data_checkpoint_path", "load_data_checkpoint_iteration", "enable_resume_training"),
     }
 )
 """Keys of the configuration that a resumed run may change: they don't decide what an episode computes."""
@@ -57,7 +58,7 @@ class RunState:
 
 
 class CheckpointStore:
-    """The folder ``checkpoints/`` of a run.
+    """A folder of checkpoints: usually ``checkpoints/`` of a run.
 
     Args:
         folder: made when the first checkpoint is written.
@@ -76,10 +77,26 @@ class CheckpointStore:
         complete = sorted(path.parent for path in self._folder.glob("episode-*/run.json"))
         return complete[-1] if complete else None
 
+    def find(self, episode: int | None) -> Path | None:
+        """The checkpoint after so many episodes; ``None``: the newest, if there is one.
+
+        Raises:
+            CheckpointError: there are checkpoints, but none of that number; those that exist are listed.
+        """
+        if episode is None:
+            return self.latest()
+        complete = {path.parent.name: path.parent for path in sorted(self._folder.glob("episode-*/run.json"))}
+        if complete and _name(episode) not in complete:
+            raise CheckpointError(
+                f"{self._folder} has no checkpoint of episode {episode}: runtime.load_data_checkpoint_iteration is one "
+                f"of {', '.join(str(int(name.removeprefix('episode-'))) for name in complete)}."
+            )
+        return complete.get(_name(episode))
+
     @contextmanager
     def write(self, state: RunState, extra: dict[str, Any]) -> Iterator[Path]:
         """Yields a folder to fill; afterwards it is the newest checkpoint. An exception leaves no trace of it."""
-        name = f"episode-{state.episode:06d}"
+        name = _name(state.episode)
         aside, final = self._folder / f".{name}.partial", self._folder / name
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
@@ -94,6 +111,10 @@ class CheckpointStore:
             shutil.rmtree(final)
         aside.rename(final)
         self.point_to(name)
+
+    def mark_best(self, episode: int) -> None:
+        """Makes the checkpoint after so many episodes the one with the best metric."""
+        self.point_to(_name(episode), "best")
 
     def point_to(self, name: str, pointer: str = "latest") -> None:
         """Makes a complete checkpoint the newest (``latest``), or the one with the best metric (``best``)."""
@@ -113,6 +134,14 @@ class CheckpointStore:
                 shutil.rmtree(folder)
 
 
+def run_of(checkpoint: Path) -> Path | None:
+    """The folder of the run that wrote a checkpoint, as far as it is known: the run may have been moved since."""
+    if checkpoint.parent.name == "checkpoints":
+        return checkpoint.parent.parent
+    written_by = read_json(checkpoint / "run.json").get("run")
+    return None if written_by is None else Path(written_by)
+
+
 def read_run_state(checkpoint: Path) -> tuple[RunState, dict[str, Any]]:
     """The counters of a checkpoint, and what else ``run.json`` holds.
 
@@ -123,6 +152,10 @@ def read_run_state(checkpoint: Path) -> tuple[RunState, dict[str, Any]]:
     if content.get("format") != FORMAT:
         raise CheckpointError(f"{checkpoint} has format {content.get('format')!r}; this version reads format {FORMAT}.")
     return RunState(**content["state"]), content
+
+
+def _name(episode: int) -> str:
+    return f"episode-{episode:06d}"
 
 
 def check_same_identity(checkpoint: Path, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
@@ -209,6 +242,20 @@ def load_shared(checkpoint: Path) -> dict[str, Any]:
     """What :func:`save_shared` wrote."""
     exists = (checkpoint / "shared.json").exists()
     return load_state(checkpoint / "shared")["values"] if exists else {}
+
+
+def save_replay(folder: Path, state: Mapping[str, Any]) -> None:
+    """Writes the episodes that later ones replay."""
+    save_state(dict(state), folder / "replay")
+
+
+def load_replay(checkpoint: Path) -> dict[str, Any]:
+    """What :func:`save_replay` wrote.
+
+    Raises:
+        CheckpointError: the checkpoint is of a run that replayed nothing.
+    """
+    return load_state(checkpoint / "replay")
 
 
 def _stem(module: Any, folder: str) -> Path:

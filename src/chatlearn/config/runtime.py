@@ -13,6 +13,7 @@ from chatlearn.config.values import is_list, listed, name_groups, problem, shown
 
 Ratio = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 SinkName = Literal["jsonl", "tensorboard", "wandb", "mlflow", "trackio"]
+_SinkPath = Annotated[str, Field(pattern=r"^[^\s:,]+:[^\s:,]+$")]
 _SampleCount = Annotated[int, Field(ge=0)] | Literal["all"]
 
 
@@ -40,7 +41,8 @@ class RuntimeConfig(Section):
     num_training_epoch: int = Field(default=1, ge=1, description="Times that each sample of an episode is trained on.")
     training_shuffle_mode: Literal["batch", "sample"] = Field(
         default="batch",
-        description="What is shuffled from the second training epoch on: whole micro-batches, or samples.",
+        description="What is shuffled from the second training epoch on: whole micro-batches (`batch`), or samples "
+        "(`sample`). The samples of one prompt stay together either way.",
     )
     deterministic: bool = Field(
         default=False, description="Use only kernels that give the same bits each time; slower on a GPU."
@@ -58,7 +60,15 @@ class RuntimeConfig(Section):
         description="Shares of several data sets in an episode, one number > 0 for each; `null` goes by their lengths.",
     )
     data_shuffle: bool = Field(default=True, description="Shuffle the prompts anew in each pass over them.")
-    data_rerank: bool = Field(default=False, description="Sort the prompts of an episode by length.")
+    data_rerank: bool = Field(
+        default=False, description="Sort the prompts of an episode by length, the longest first; needs less padding."
+    )
+    num_inference_per_prompt: int = Field(
+        default=1,
+        ge=1,
+        description="Samples of each prompt (its group), one after another. Generation batches, global batches and "
+        "`sample_per_episode` count samples and are multiples of it, since no batch splits a group.",
+    )
     stream_data_loader_type: Literal["fixed", "dynamic"] = Field(
         default="fixed",
         description="`fixed` trains once an episode's experience is complete, `dynamic` while it arrives.",
@@ -66,10 +76,11 @@ class RuntimeConfig(Section):
     max_replay_episode: int = Field(
         default=1,
         ge=-1,
-        description="Episodes whose experience is kept for training; 0 and 1 keep only the current one, -1 keeps all.",
+        description="Episodes whose experience is trained on: 0 and 1 only the current one, -1 all so far. "
+        "`engine.set_replay_sample_fn` chooses samples among them.",
     )
     replay_episode_offset: int = Field(
-        default=0, ge=0, description="Replay begins after so many episodes; until then only the current one counts."
+        default=0, ge=0, description="Replay begins after so many episodes; what came before is not kept."
     )
     consumed_samples: int = Field(
         default=0, ge=0, description="Samples that an earlier run has used up: a new run begins behind them."
@@ -142,13 +153,17 @@ class RuntimeConfig(Section):
         "a path goes on with that run folder or checkpoint. `false` and `true` mean `never` and `auto`.",
     )
     enable_resume_training: bool = Field(
-        default=True, description="Go on from the checkpoint in `data_checkpoint_path`, if there is one."
+        default=True, description="Go on from the newest checkpoint in `data_checkpoint_path`, if there is one."
     )
     data_checkpoint_path: PathText | None = Field(
-        default=None, description="Folder of checkpoints; `null` is the folder `checkpoints` of the run."
+        default=None,
+        description="Folder of checkpoints; `null` is the folder `checkpoints` of the run. A program that is started "
+        "again goes on from what lies there.",
     )
     load_data_checkpoint_iteration: int | None = Field(
-        default=None, ge=0, description="Number of the checkpoint to go on from; `null` is the newest."
+        default=None,
+        ge=0,
+        description="Episode of the checkpoint to go on from; `null` is the newest. Later ones are replaced.",
     )
 
     # What a run leaves behind
@@ -161,10 +176,11 @@ class RuntimeConfig(Section):
         default=16,
         description="Samples of each episode that are written to the run folder: a number >= 0, or `all`.",
     )
-    sinks: list[SinkName] | None = Field(
+    sinks: list[Text] | None = Field(
         default=None,
-        description="Where metrics go: names among `jsonl`, `tensorboard`, `wandb`, `mlflow`, `trackio`, as a list or "
-        "with commas. `jsonl` is always written; `null` adds `tensorboard` where it is installed.",
+        description="Where metrics go: names among `jsonl`, `tensorboard`, `wandb`, `mlflow`, `trackio`, and import "
+        "paths of classes of your own (`my_package.my_module:MySink`), as a list or with commas. `jsonl` is always "
+        "written; `null` adds `tensorboard` where it is installed.",
     )
     trace: bool = Field(default=True, description="Write `trace.json`, the time line of all calls.")
     profile_episodes: list[Count] = Field(
@@ -257,16 +273,22 @@ class RuntimeConfig(Section):
             return value
         raise problem(f"expected an integer >= 0 or `all`, got {shown(value)}")
 
-    @field_validator("sinks", mode="before", json_schema_input_type=list[SinkName] | str | None)
+    @field_validator("sinks", mode="before", json_schema_input_type=list[SinkName | _SinkPath] | str | None)
     @classmethod
     def _sinks(cls, value: Any) -> Any:
         names = None if value is None else split_names(value)
         known = typing.get_args(SinkName)
+        own = "the import path of a class of your own, such as my_package.my_module:MySink"
         for name in names if is_list(names) else []:
-            if isinstance(name, str) and name not in known:
+            if not isinstance(name, str) or name in known:
+                continue
+            module, colon, attribute = name.partition(":")
+            if not colon:
                 near = difflib.get_close_matches(name, known, n=1)
                 hint = f"; did you mean `{near[0]}`?" if near else ""
-                raise problem(f"there is no sink `{name}`{hint}", f"use names among: {', '.join(known)}")
+                raise problem(f"there is no sink `{name}`{hint}", f"use names among: {', '.join(known)}; or {own}")
+            if not all(part.isidentifier() for part in [*module.split("."), attribute]):
+                raise problem(f"`{name}` is no import path", f"give {own}")
         return names
 
     @field_validator("profile_episodes", mode="before", json_schema_input_type=list[Count] | Count | None)

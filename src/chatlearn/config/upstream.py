@@ -8,9 +8,6 @@ _WORKERS = "the modules run in this process, with its packages and its folder"
 _DEVICES = "one process places no modules on devices"
 _RANKS = "one process splits no model over ranks"
 _SENDING = "inside one process weights are copied, not sent"
-_LATER = "this version does not do it yet"
-_RESUME = "checkpoints lie in the run folder, and runtime.resume says where to go on"
-_OFFLOAD = "one process shares no devices between modules"
 
 WITHOUT_EFFECT: dict[str, dict[str, str]] = {
     "runtime_env": dict.fromkeys(("pip", "py_modules", "working_dir", "platform", "excludes"), _WORKERS),
@@ -21,20 +18,12 @@ WITHOUT_EFFECT: dict[str, dict[str, str]] = {
         "expert_model_parallel_size": _RANKS,
         **dict.fromkeys(("fsdp_size", "sp_size", "zero_size"), _RANKS),
         "model_type": "the module's class decides",
-        **dict.fromkeys(("offload_weights", "offload_optimizer_states", "free_grad_buffers"), _OFFLOAD),
-        **dict.fromkeys(("free_memory", "force_free_memory"), _OFFLOAD),
         "lora": "the modules of this version train all weights",
-        "batch_generation": "runtime.data_rerank sorts prompts by length",
     },
     "runtime": {
         **dict.fromkeys(("colocation", "cpu_schedule_strategy"), _DEVICES),
-        **dict.fromkeys(("data_rerank", "max_replay_episode", "replay_episode_offset"), _LATER),
-        **dict.fromkeys(("data_checkpoint_path", "load_data_checkpoint_iteration"), _RESUME),
-        "enable_resume_training": _RESUME,
         "validate_param_sync": "every sync is checked by its checksum",
-        "deterministic": "on a CPU all kernels give the same bits each time",
-        "concurrent_setup": "modules are set up one after the other",
-        "training_shuffle_mode": "each later epoch goes over all samples in one shuffled order",
+        "concurrent_setup": "modules of one process share its generators, so they are set up one after the other",
         **dict.fromkeys(("param_sync_comm_type", "param_sync_max_workers", "concurrent_comm"), _SENDING),
         **dict.fromkeys(("coalesced_buffer_mb", "bucket_size_mb_in_memory_manager"), _SENDING),
         **dict.fromkeys(("free_sync_collective_group", "routed_expert_regrouping_comm_type"), _SENDING),

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from chatlearn.types import SampleIds
+
+_Place = tuple[int, int]
+"""(number of the batch of experience, row in it)."""
 
 
 @dataclass(frozen=True)
@@ -43,18 +47,20 @@ class StreamDataset:
 
     It holds references and row counts only, never rows. Experience is taken from ``source`` as it is asked for: by
     :meth:`fill` all at once (the loader ``fixed``), or by :meth:`batches` as far as the next global batch needs
-    (``dynamic``). Every sample comes exactly once per epoch; the last batch is smaller where the counts don't divide,
-    never filled up. Both loaders give the same batches.
+    (``dynamic``). Every sample comes exactly once per epoch; a batch is smaller where the counts don't divide or a
+    group would be split, never filled up. Both loaders give the same batches.
 
     Attributes:
         global_batch_size: samples per :class:`GlobalBatch`.
         shuffle_seed: seed of an epoch's order, by epoch; epoch 0 keeps the order of arrival.
         source: further experience, in batch order.
+        shuffle_unit: samples that keep together where an epoch is shuffled: 1, or the size of a micro-batch.
     """
 
     global_batch_size: int
     shuffle_seed: Callable[[int], int] = lambda epoch: epoch
     source: Iterator[Experience] = field(default_factory=lambda: iter(()))
+    shuffle_unit: int = 1
     _experience: list[Experience] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -77,24 +83,62 @@ class StreamDataset:
     def batches(self, epoch: int = 0) -> Iterator[GlobalBatch]:
         """The global batches of one training epoch; those of epoch 0 as soon as their samples have arrived."""
         if epoch == 0:
-            yield from self._as_they_arrive()
-            return
-        self.fill()
-        places = [(i, row) for i, part in enumerate(self._experience) for row in range(len(part.ids))]
-        order = np.random.Generator(np.random.Philox(key=self.shuffle_seed(epoch))).permutation(len(places))
-        places = [places[i] for i in order]
-        for start in range(0, len(places), self.global_batch_size):
-            yield self._batch(places[start : start + self.global_batch_size])
+            yield from self._cut([(i, row) for row in range(len(part.ids))] for i, part in enumerate(self._arriving()))
+        else:
+            yield from self._cut(self._shuffled(epoch))
 
-    def _as_they_arrive(self) -> Iterator[GlobalBatch]:
-        places: list[tuple[int, int]] = []
-        for i, part in enumerate(self._arriving()):
-            places += [(i, row) for row in range(len(part.ids))]
+    def _cut(self, arriving: Iterable[list[_Place]]) -> Iterator[GlobalBatch]:
+        """Global batches of what arrives, in that order; what arrives together begins and ends with a group."""
+        places: list[_Place] = []
+        for more in arriving:
+            places += more
             while len(places) >= self.global_batch_size:
-                yield self._batch(places[: self.global_batch_size])
-                del places[: self.global_batch_size]
+                yield self._batch(self._take_whole_groups(places))
         if places:
             yield self._batch(places)
+
+    def _take_whole_groups(self, places: list[_Place]) -> list[_Place]:
+        """Takes one global batch off the front. It ends with a group, and is as large as it can be; a group that is
+        larger than a global batch is cut.
+        """
+        end = self.global_batch_size
+        if not self._is_group_end(places, end):
+            end = next((cut for cut in range(end - 1, 0, -1) if self._is_group_end(places, cut)), end)
+        taken = places[:end]
+        del places[:end]
+        return taken
+
+    def _shuffled(self, epoch: int) -> list[list[_Place]]:
+        """What is shuffled: the micro-batches (or samples) of epoch 0, or several where a group lies across them.
+
+        Those at the end of an uneven batch keep to the end, so that micro-batches stay what they were.
+        """
+        whole: list[list[_Place]] = []
+        ragged: list[list[_Place]] = []
+        for batch in self._whole_batches():
+            ends = range(self.shuffle_unit, len(batch), self.shuffle_unit)
+            cuts = [0, *(end for end in ends if self._is_group_end(batch, end)), len(batch)]
+            for start, end in itertools.pairwise(cuts):
+                (ragged if (end - start) % self.shuffle_unit else whole).append(batch[start:end])
+        order = np.random.Generator(np.random.Philox(key=self.shuffle_seed(epoch))).permutation(len(whole))
+        return [*(whole[i] for i in order), *ragged]
+
+    def _whole_batches(self) -> Iterator[list[_Place]]:
+        """The places of the global batches of epoch 0."""
+        self.fill()
+        places = [(i, row) for i, part in enumerate(self._experience) for row in range(len(part.ids))]
+        while len(places) >= self.global_batch_size:
+            yield self._take_whole_groups(places)
+        if places:
+            yield places
+
+    def _is_group_end(self, places: Sequence[_Place], cut: int) -> bool:
+        """Whether no group lies across ``cut``."""
+        if cut >= len(places):
+            return True
+        (part, row), (next_part, next_row) = places[cut - 1], places[cut]
+        groups, next_groups = self._experience[part].ids.group_ids, self._experience[next_part].ids.group_ids
+        return groups[row] != next_groups[next_row]
 
     def _arriving(self) -> Iterator[Experience]:
         yield from list(self._experience)
@@ -102,7 +146,7 @@ class StreamDataset:
             self._experience.append(part)
             yield part
 
-    def _batch(self, places: Sequence[tuple[int, int]]) -> GlobalBatch:
+    def _batch(self, places: Sequence[_Place]) -> GlobalBatch:
         """Runs of places in one batch become one piece; a run of neighbouring rows a range (a view, no copy)."""
         runs: list[tuple[int, list[int]]] = []
         for part, row in places:

@@ -6,9 +6,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from chatlearn.config.check import Problem, check_args, check_models, raise_problems
-from chatlearn.config.schema import Config
+from chatlearn.config.schema import Config, ModelConfig
 from chatlearn.engine.environment import Environment
 from chatlearn.engine.evaluator import Evaluator
+from chatlearn.engine.residency import can_offload
 from chatlearn.engine.trainer import Trainer
 from chatlearn.errors import DataError, EngineError, FlowError, ModuleError
 from chatlearn.flow.clients import check_clients
@@ -41,8 +42,10 @@ def collect_modules(graphs: Iterable[Graph]) -> dict[str, BaseModule]:
     return modules
 
 
-def check_modules(config: Config, modules: Mapping[str, BaseModule], trained: Collection[str]) -> list[str]:
-    """Holds the configuration against the modules of the flows; ``trained`` names those whose ``train_step`` is called.
+def check_modules(
+    config: Config, modules: Mapping[str, BaseModule], environment: Environment | None, trainer: Trainer | None
+) -> list[str]:
+    """Holds the configuration against the modules of the flows.
 
     Returns:
         Notes, such as a configured model that no flow uses.
@@ -51,10 +54,12 @@ def check_modules(config: Config, modules: Mapping[str, BaseModule], trained: Co
         ConfigError: all problems at once.
         ModuleError: a stateful module with several replicas.
     """
+    trained = list(dict.fromkeys(n.module.name for n in trainer.graph if n.step == "train_step")) if trainer else []
     problems, notes = check_models(config, list(modules), trained)
     for name, module in modules.items():
         problems += check_args(name, type(module).Args, config)
     problems += check_trained(config, trained)
+    problems += check_groups(config, environment, trainer)
     sinks = "runtime.sinks"
     problems += [
         Problem(config.sources.get(sinks, ""), sinks, text) for text in check_sinks(config.runtime.sinks or [])
@@ -62,14 +67,19 @@ def check_modules(config: Config, modules: Mapping[str, BaseModule], trained: Co
     raise_problems(problems + check_export(config, modules))
     for name, module in modules.items():
         check_replicable(module, config.model(name).num_replica)
-    return notes
+    return notes + check_offload(config, modules)
+
+
+def _section(config: Config, name: str) -> ModelConfig:
+    """A model's section; of one that has none though others do, which is a problem of its own, the defaults."""
+    return config.models.get(name) or ModelConfig()
 
 
 def check_trained(config: Config, trained: Collection[str]) -> list[Problem]:
     """A trained module has one replica: another one would never see what the first has learned."""
     problems = []
     for name in trained:
-        if (num := config.model(name).num_replica) > 1:
+        if (num := _section(config, name).num_replica) > 1:
             key = f"models.{name}.num_replica"
             message = (
                 f"is {num}, but the trainer's flow trains {name!r}, and one replica never sees what another learns"
@@ -77,6 +87,42 @@ def check_trained(config: Config, trained: Collection[str]) -> list[Problem]:
             fix = "set it to 1; inference modules may have several"
             problems.append(Problem(config.sources.get(key, ""), key, message, fix))
     return problems
+
+
+def check_groups(config: Config, environment: Environment | None, trainer: Trainer | None) -> list[Problem]:
+    """No batch splits the samples of one prompt: what counts samples is a multiple of ``num_inference_per_prompt``."""
+    runtime = config.runtime
+    group = runtime.num_inference_per_prompt
+    sizes = {
+        "runtime.sample_per_episode": runtime.sample_per_episode,
+        "runtime.consumed_samples": runtime.consumed_samples,
+    }
+    if trainer is not None:
+        sizes["runtime.train_global_batch_size"] = runtime.train_global_batch_size
+    for name in () if environment is None else environment.graph.modules:
+        own = _section(config, name).generation_batch_size
+        key = "runtime.generation_batch_size" if own is None else f"models.{name}.generation_batch_size"
+        sizes[key] = own or runtime.generation_batch_size
+    return [
+        Problem(
+            config.sources.get(key, ""),
+            key,
+            f"is {size}, but runtime.num_inference_per_prompt is {group}, and no batch splits the samples of a prompt",
+            f"set it to {-(-size // group) * group}, or another multiple of {group}",
+        )
+        for key, size in sizes.items()
+        if size % group
+    ]
+
+
+def check_offload(config: Config, modules: Mapping[str, BaseModule]) -> list[str]:
+    """Notes on modules that are to give up memory but can't."""
+    return [
+        f"models.{name} is to give up {', '.join(tags)} while it waits, but {type(module).__name__} has no "
+        f"offload(tags) and onload(tags), so it keeps them."
+        for name, module in modules.items()
+        if (tags := config.model(name).offload_tags) and not can_offload(module)
+    ]
 
 
 def check_export(config: Config, modules: Mapping[str, BaseModule]) -> list[Problem]:

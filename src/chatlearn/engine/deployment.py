@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from chatlearn.config.schema import Config, ModelConfig
-from chatlearn.data.padding import padding_rules
+from chatlearn.data.padding import Padding, padding_rules
+from chatlearn.engine.residency import Residency
 from chatlearn.errors import EngineError
 from chatlearn.flow.graph import Node
 from chatlearn.flow.signature import step_signature
@@ -33,6 +34,7 @@ class Deployment:
         self.metrics = MetricBuffer()
         self.shared: dict[str, Any] = {}
         self.trace: Trace | None = None
+        self.padding: Mapping[str, Padding] = {}
         environment = config.runtime_env
         self.cluster: Cluster = create_cluster(
             environment.backend, isolate=environment.isolate, threads=environment.local_threads
@@ -43,6 +45,7 @@ class Deployment:
         self._pending: list[Call] = []
         self._batch_sizes: dict[str, int] = {}
         self.puts: dict[str, Any] = {}
+        self._residency = Residency(config, modules, self._move)
 
     def start(self) -> None:
         """Spawns all replicas and runs their ``setup``."""
@@ -88,6 +91,10 @@ class Deployment:
         having = [name for name, module in self._modules.items() if callable(getattr(type(module), method, None))]
         self._hook("hook", [handle for name in having for handle in self._replicas[name]], method, *place)
 
+    def occupy(self, modules: Collection[str]) -> None:
+        """Has these modules in their memory for what comes next; others give up what their sections say."""
+        self._residency.occupy(modules)
+
     def publish(self) -> None:
         """What modules have put since the last time is there for all to get."""
         if self.puts:
@@ -125,6 +132,12 @@ class Deployment:
     def fetch(self, name: str, picks: Sequence[tuple[str, int]], position: int) -> Future:
         """Samples (key of the data set, index) as one batch; ``position`` is the sampler's."""
         return self.cluster.call(self._replicas[name][0], "fetch", picks, position)
+
+    def lengths(self, name: str, picks: Sequence[tuple[str, int]], position: int) -> list[int]:
+        """Lengths of samples, as :func:`chatlearn.data.lengths.length_of` counts them; arguments as for
+        :meth:`fetch`.
+        """
+        return self.cluster.get(self.cluster.call(self._replicas[name][0], "lengths", picks, position))
 
     def run(
         self,
@@ -232,14 +245,19 @@ class Deployment:
             report = self.cluster.call(handle, "take_report")
             self._pending.append(Call(report, report, "hook", handle, method))
 
+    def _move(self, name: str, hook: str, tags: tuple[str, ...]) -> None:
+        for future in [self.cluster.call(handle, "move", hook, tags) for handle in self._replicas[name]]:
+            self.cluster.get(future)
+
     def _use_padding(self) -> None:
         """Tells every replica the padding rules of all modules."""
         declared = [
             (name, self.cluster.get(self.cluster.call(handles[0], "padding")))
             for name, handles in self._replicas.items()
         ]
-        if rules := padding_rules(declared):
-            for future in [self.cluster.call(handle, "use_padding", rules) for handle in self.handles()]:
+        self.padding = padding_rules(declared)
+        if self.padding:
+            for future in [self.cluster.call(handle, "use_padding", self.padding) for handle in self.handles()]:
                 self.cluster.get(future)
 
     def _ref(self, module: BaseModule) -> ClientRef:

@@ -8,12 +8,13 @@ from contextvars import ContextVar
 from typing import Any
 
 from chatlearn.checkpoint.run_folder import RunFolder, claim_run_folder
-from chatlearn.data.stream import StreamDataset
+from chatlearn.data.stream import Experience, StreamDataset
 from chatlearn.engine.callbacks import EpisodeInfo
 from chatlearn.engine.deployment import Deployment
 from chatlearn.engine.environment import Environment
 from chatlearn.engine.evaluator import Evaluation, Evaluator
 from chatlearn.engine.process import Interrupted, frozen_heap, sigterm_raises
+from chatlearn.engine.replay import Replay
 from chatlearn.engine.run import Run
 from chatlearn.engine.trainer import Trainer
 from chatlearn.engine.wiring import Wiring
@@ -21,7 +22,7 @@ from chatlearn.errors import EngineError
 from chatlearn.flow.render import render
 from chatlearn.modules.base import BaseModule
 from chatlearn.observe.summary import summary_table
-from chatlearn.runtime.seeding import derive_seed, preserved_globals
+from chatlearn.runtime.seeding import derive_seed, deterministic_kernels, preserved_globals
 from chatlearn.sync.sync import ParameterSync
 from chatlearn.types import Batch
 
@@ -134,7 +135,8 @@ class Engine(Wiring):
                 f"{evaluator.graph.name} uses {', '.join(missing)}, which no flow of the engine calls. Use the "
                 "engine's modules."
             )
-        with preserved_globals():
+        with self._globals():
+            self._deployed.occupy(evaluator.graph.modules)
             episode, steps = (0, 0) if self._run is None else (self._run.state.episode, self._run.state.global_batches)
             return evaluator.evaluate(self._deployed, episode, steps)
 
@@ -154,7 +156,8 @@ class Engine(Wiring):
                 "engine.call takes a step of a module of its flows, as in engine.call(policy.forward_step, data)."
             )
         self._deploy()
-        with preserved_globals():
+        with self._globals():
+            self._deployed.occupy([module.name])
             return self._deployed.call_step(module, name, data)
 
     def check(self) -> str:
@@ -216,12 +219,10 @@ class Engine(Wiring):
     # -- the parts of an episode --
 
     def _make_experience(self, run: Run) -> StreamDataset:
-        runtime, episode = run.config.runtime, run.state.episode
         maker = self.environment or self.trainer
+        self._deployed.occupy(self._at_work_at_first)
         source = iter(()) if maker is None else maker.stream(self._deployed, run.state)
-        experience = StreamDataset(
-            runtime.train_global_batch_size, lambda epoch: derive_seed(runtime.seed, "order", episode, epoch), source
-        )
+        experience = self._stream(run, source)
         if not self._trains_on_arrival:
             experience.fill()
         run.lap("experience")
@@ -229,16 +230,37 @@ class Engine(Wiring):
 
     def _train(self, run: Run, experience: StreamDataset) -> None:
         if self.trainer is not None:
-            self.trainer.train(self._deployed, run.state, experience)
+            if not self._trains_on_arrival:
+                self._deployed.occupy(self.trainer.graph.modules)
+            self.trainer.train(self._deployed, run.state, self._replayed(run, experience))
             run.lap("train")
         if self.environment is not None:
             run.log_samples(self._deployed, experience.experience)
+
+    def _replayed(self, run: Run, experience: StreamDataset) -> StreamDataset:
+        """What is trained on: the episode's experience, or what is chosen of several episodes'."""
+        if run.replay is None:
+            return experience
+        run.replay.add(self._deployed, run.state.episode, experience)
+        chosen = self._stream(run, run.replay.choose(self._deployed, run.state.episode))
+        chosen.fill()
+        return chosen
+
+    def _stream(self, run: Run, source: Iterator[Experience]) -> StreamDataset:
+        runtime, episode = run.config.runtime, run.state.episode
+        return StreamDataset(
+            runtime.train_global_batch_size,
+            lambda epoch: derive_seed(runtime.seed, "order", episode, epoch),
+            source,
+            runtime.train_micro_batch_size if runtime.training_shuffle_mode == "batch" else 1,
+        )
 
     def _sync_parameters(self, run: Run, episodes: int, is_first: bool = False) -> None:
         """Syncs the pairs whose turn it is after so many episodes; all of them share the number of the version."""
         due = [sync for sync, frequency in self._syncs if episodes % frequency == 0]
         version = run.state.weight_version or 1 if is_first else run.state.weight_version + 1
         for sync in due:
+            self._deployed.occupy(sync.modules)
             sync.sync(version)
             run.state.weight_version = version
         run.lap("sync")
@@ -281,6 +303,7 @@ class Engine(Wiring):
 
     def _evaluate(self, run: Run) -> Evaluation:
         assert self.evaluator is not None
+        self._deployed.occupy(self.evaluator.graph.modules)
         evaluation = self.evaluator.evaluate(self._deployed, run.state.episode, run.state.global_batches)
         run.lap("evaluate")
         return evaluation
@@ -303,6 +326,12 @@ class Engine(Wiring):
         assert self._deployment is not None
         return self._deployment
 
+    @contextmanager
+    def _globals(self) -> Iterator[None]:
+        """The process's global state as a run wants it, and as it was afterwards."""
+        with preserved_globals(), deterministic_kernels(self._settled.runtime.deterministic):
+            yield
+
     def _end_of_check(self) -> None:
         """A check starts nothing, so it ends where the program goes on with what only a run can give."""
         if _only_checking.get() is not None:
@@ -316,7 +345,7 @@ class Engine(Wiring):
         if self._run is not None:
             raise EngineError("This engine has learned already. Make a new one; or resume its run with runtime.resume.")
         self._checked_notes()
-        return claim_run_folder(runtime.output_dir, runtime.exp_name, runtime.resume)
+        return claim_run_folder(runtime)
 
     def _deploy(self) -> None:
         """Starts the modules, once."""
@@ -327,7 +356,7 @@ class Engine(Wiring):
         notes = self._checked_notes()
         deployment = Deployment(config, self._modules)
         try:
-            with preserved_globals():
+            with self._globals():
                 deployment.start()
         except BaseException:
             deployment.stop()
@@ -347,9 +376,10 @@ class Engine(Wiring):
         """Everything open; afterwards files are closed, on whatever way out."""
         trained = [] if self.trainer is None else list(self.trainer.graph.modules)
         synced = {destination.name: frequency for _, destination, frequency in self._frequencies()}
-        run = self._run = Run(self._settled, folder, trained, synced)
+        replay = Replay(self._settled.runtime, self._replay_function) if self._replays else None
+        run = self._run = Run(self._settled, folder, trained, synced, replay)
         run.check_resume(self._modules)
-        with preserved_globals(), sigterm_raises():
+        with self._globals(), sigterm_raises():
             try:
                 run.write_config()
                 self._deploy()

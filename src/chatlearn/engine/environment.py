@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from chatlearn.checkpoint.store import RunState
@@ -34,20 +34,23 @@ class Environment(Executor):
         self.prompts = self.prompts.of(prompts)
         return self
 
+    def set_multiple_datasets(
+        self, datasets: Sequence[Any] | Mapping[str, Any], data_ratio: Sequence[float] | None = None
+    ) -> Environment:
+        """Sets several data sets, mixed in a fixed proportion; see :meth:`Engine.set_multiple_datasets`."""
+        self.prompts = self.prompts.several(datasets, data_ratio)
+        return self
+
     def stream(self, deployment: Deployment, state: RunState) -> Iterator[Experience]:
         """Makes one episode's experience, batch by batch, and moves the positions in ``state`` on.
 
         As many batches are in flight as the cluster can use; they come out complete, in batch order.
         """
-        runtime = deployment.config.runtime
         assert self.graph.root is not None
-        root = self.graph.root.module.name
-        prompts = self.prompts.open(deployment, root)
-        size, end = self.batch_size(deployment), state.position + runtime.sample_per_episode
+        prompts = self.prompts.open(deployment, self.graph.root.module.name)
         window = deployment.window(self.graph.modules)
         in_flight: deque[Experience] = deque()
-        while state.position < end:
-            batch, ids = prompts.fetch(state.position, min(size, end - state.position), state.weight_version)
+        for batch, ids in prompts.episode(state.position, self.batch_size(deployment), state.weight_version):
             outputs, made = self.run(
                 deployment,
                 batch,

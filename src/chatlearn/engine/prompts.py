@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from chatlearn.config.schema import Config
+from chatlearn.data.lengths import reranked
 from chatlearn.data.sampler import PromptSampler, make_sampler
 from chatlearn.data.sources import read_prompts
 from chatlearn.engine.deployment import Deployment
@@ -58,12 +59,13 @@ class Prompts:
         return prompts
 
     def open(self, deployment: Deployment, root: str) -> OpenPrompts:
-        """Builds the data sets beside the module ``root``."""
+        """Builds the data sets beside the module ``root``, for training."""
         runtime = deployment.config.runtime
         opened = [deployment.open_dataset(root, dataset, is_eval=False) for dataset in self.datasets]
         sampler = make_sampler(
             runtime.seed,
             [length for _, length in opened],
+            group_size=runtime.num_inference_per_prompt,
             shuffle=runtime.data_shuffle,
             ratios=self.ratio,
             function=self.sampler,
@@ -80,11 +82,43 @@ class OpenPrompts:
     keys: tuple[str, ...]
     sampler: PromptSampler
 
-    def fetch(self, position: int, count: int, weight_version: int) -> tuple[Future, SampleIds]:
-        """The samples from ``position`` on, as one batch, and their ids."""
+    @property
+    def is_reranked(self) -> bool:
+        """An episode's samples come in the order of their lengths: asked for by ``runtime.data_rerank``, or by the
+        ``batch_generation.ranking`` of the module that takes them.
+        """
+        config = self.deployment.config
+        return config.runtime.data_rerank or config.model(self.root).batch_generation.ranking
+
+    def episode(self, position: int, size: int, weight_version: int) -> Iterator[tuple[Future, SampleIds]]:
+        """The samples of one episode, batch by batch, and their ids.
+
+        Args:
+            position: the sampler's, of the first sample.
+            size: samples per batch; the last batch may be smaller.
+            weight_version: of the rollout weights.
+        """
+        count = self.deployment.config.runtime.sample_per_episode
+        order = self._by_length(position, count, weight_version)
+        for start in range(0, count, size):
+            number = min(size, count - start)
+            ids = (
+                order.slice(start, start + number)
+                if order
+                else self.sampler.ids(position + start, number, weight_version)
+            )
+            yield self.deployment.fetch(self.root, self._picks(ids), position + start), ids
+
+    def _by_length(self, position: int, count: int, weight_version: int) -> SampleIds | None:
+        """The whole episode sorted by length, where that is asked for."""
+        if not self.is_reranked:
+            return None
         ids = self.sampler.ids(position, count, weight_version)
-        picks = [(self.keys[number], index) for number, index in self.sampler.picks(ids)]
-        return self.deployment.fetch(self.root, picks, position), ids
+        lengths = self.deployment.lengths(self.root, self._picks(ids), position)
+        return ids.take(reranked(lengths, ids.group_ids))
+
+    def _picks(self, ids: SampleIds) -> list[tuple[str, int]]:
+        return [(self.keys[number], index) for number, index in self.sampler.picks(ids)]
 
 
 def _shares(ratio: Sequence[float] | None, count: int, name: str) -> tuple[float, ...] | None:

@@ -19,16 +19,19 @@ from chatlearn.checkpoint.store import (
     RunState,
     check_same_identity,
     load_module,
+    load_replay,
     load_shared,
     read_run_state,
     remember_setup,
     save_module,
+    save_replay,
     save_shared,
 )
 from chatlearn.config.schema import Config
 from chatlearn.data.stream import Experience
 from chatlearn.engine.best import BestMetric
 from chatlearn.engine.deployment import Deployment
+from chatlearn.engine.replay import Replay
 from chatlearn.modules.base import merge_batches
 from chatlearn.observe.curve import draw_learning_curve
 from chatlearn.observe.profiler import episode_profiler
@@ -49,14 +52,23 @@ class Run:
         folder: claimed for this run.
         trained: names of the modules whose whole state a checkpoint keeps.
         synced: names of the modules that get their ``model`` by parameter sync -> episodes between two syncs.
+        replay: experience of several episodes, where that is trained on.
     """
 
-    def __init__(self, config: Config, folder: RunFolder, trained: Sequence[str], synced: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        folder: RunFolder,
+        trained: Sequence[str],
+        synced: Mapping[str, int],
+        replay: Replay | None = None,
+    ) -> None:
         self.state = RunState()
+        self.replay = replay
         self.config, self._folder = config, folder
         self._trained, self._synced = set(trained), dict(synced)
         self.last_row: dict[str, Any] | None = None
-        self._store = CheckpointStore(folder.path / "checkpoints")
+        self._store = CheckpointStore(folder.checkpoints)
         self._started = self._last = time.monotonic()
         self._phases: dict[str, float] = {}
         self._sinks: list[Sink] = []
@@ -104,8 +116,11 @@ class Run:
             self.state, content = read_run_state(self._folder.checkpoint)
             self._store.point_to(self._folder.checkpoint.name)  # an older one, perhaps: what came after it is replaced
             for name in content["modules"]:
+                deployment.occupy([name])
                 deployment.apply(name, load_module, str(self._folder.checkpoint), self.state.episode)
             deployment.restore_shared(load_shared(self._folder.checkpoint))
+            if self.replay is not None:
+                self.replay.load(load_replay(self._folder.checkpoint))
         else:
             self.state.position = self.config.runtime.consumed_samples
         self.write_result(status="running")  # whatever an earlier part of the run ended with
@@ -185,17 +200,20 @@ class Run:
         """Writes a checkpoint of the current state; ``is_best`` marks it as the one with the best metric."""
         deployment.settle()
         saved: list[str] = []
-        extra = {"modules": saved, "config": self._settings_of(deployment.names)}
+        extra = {"modules": saved, "config": self._settings_of(deployment.names), "run": str(self.path)}
         with self._store.write(self.state, extra) as folder:
             save_shared(folder, deployment.shared, deployment.puts)
+            if self.replay is not None:
+                save_replay(folder, self.replay.state())
             for name in deployment.names:
+                deployment.occupy([name])
                 frequency = self._synced.get(name)
                 is_synced = frequency is not None and self.state.episode % frequency == 0
                 arguments = str(folder), self.state.episode, name in self._trained, is_synced
                 if deployment.apply_first(name, save_module, *arguments):
                     saved.append(name)
         if is_best:
-            self._store.point_to(f"episode-{self.state.episode:06d}", "best")
+            self._store.mark_best(self.state.episode)
         self._store.prune(self.config.runtime.max_data_ckpt_nums)
         self.lap("save")
 
@@ -208,6 +226,7 @@ class Run:
         names = self.config.runtime.export
         policy = "policy" if "policy" in names else next(iter(names), None)
         for name in names:
+            deployment.occupy([name])
             deployment.apply_first(name, _export, str(self.path / ("policy" if name == policy else name)))
         self.close("finished")
         if problem := self.draw_curve():

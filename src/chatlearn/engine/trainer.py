@@ -32,14 +32,10 @@ class Trainer(Executor):
 
     def stream(self, deployment: Deployment, state: RunState) -> Iterator[Experience]:
         """One episode's samples straight from the data set, for an engine without an environment."""
-        runtime = deployment.config.runtime
         assert self.graph.root is not None
-        root = self.graph.root.module.name
-        prompts = self.prompts.open(deployment, root)
-        end = state.position + runtime.sample_per_episode
-        while state.position < end:
-            count = min(runtime.train_global_batch_size, end - state.position)
-            batch, ids = prompts.fetch(state.position, count, state.weight_version)
+        prompts = self.prompts.open(deployment, self.graph.root.module.name)
+        size = deployment.config.runtime.train_global_batch_size
+        for batch, ids in prompts.episode(state.position, size, state.weight_version):
             state.position += len(ids)
             yield Experience((batch,), ids)
 

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from chatlearn.config.active import active_generation, get_config, init
 from chatlearn.config.schema import Config
+from chatlearn.data.replay import SampleFunction
 from chatlearn.engine.callbacks import Callback, Callbacks
 from chatlearn.engine.check import check_datasets, check_modules, check_reads, check_syncs, collect_modules
 from chatlearn.engine.environment import Environment
@@ -27,6 +28,7 @@ class Wiring:
         self._take_modules()
         self._prompts: Prompts | None = None
         self._pairs: list[tuple[BaseModule, BaseModule, int | None]] = []
+        self._replay_function: SampleFunction | None = None
         self._callbacks = Callbacks()
         self._generation = 0
         self._config: Config | None = None
@@ -94,6 +96,27 @@ class Wiring:
         self._prompts = replace(self._prompts or Prompts(), sampler=sampler)
         return self
 
+    def set_replay_sample_fn(self, function: SampleFunction) -> Self:
+        """Chooses what each episode is trained on, among the experience of the last ``runtime.max_replay_episode``
+        episodes.
+
+        Args:
+            function: from a list of :class:`~chatlearn.data.replay.EpisodeBuffer`, the oldest first and the current
+                one last, to a list of their samples: ``[sample for episode in episodes for sample in episode.samples]``
+                is what is done without a function. It runs in the driver once an episode's experience is complete.
+
+        Raises:
+            EngineError: it can't be called.
+        """
+        if not callable(function):
+            raise EngineError(f"set_replay_sample_fn takes a function of a list of episodes, got {function!r}.")
+        self._replay_function = function
+        return self
+
+    def set_relay_sample_fn(self, function: SampleFunction) -> Self:
+        """ChatLearn's spelling of :meth:`set_replay_sample_fn`."""
+        return self.set_replay_sample_fn(function)
+
     def set_parameter_sync(self, source: BaseModule, destination: BaseModule, frequency: int | None = None) -> Self:
         """After each training phase, and before the first episode, ``destination.model`` gets the weights of
         ``source.model``.
@@ -127,15 +150,28 @@ class Wiring:
 
     @property
     def _trains_on_arrival(self) -> bool:
-        """Training may begin before the experience is complete: as asked for, and where no module is in both flows."""
+        """Training may begin before the experience is complete: as asked for, where no module is in both flows, and
+        nothing is replayed.
+        """
         dynamic = self._settled.runtime.stream_data_loader_type == "dynamic"
-        return dynamic and self.trainer is not None and not self._in_both_flows
+        return dynamic and self.trainer is not None and not self._in_both_flows and not self._replays
+
+    @property
+    def _replays(self) -> bool:
+        """Not simply the current episode is trained on."""
+        return self._replay_function is not None or self._settled.runtime.max_replay_episode not in (0, 1)
 
     @property
     def _in_both_flows(self) -> list[str]:
         if self.environment is None or self.trainer is None:
             return []
         return [name for name in self.environment.graph.modules if name in self.trainer.graph.modules]
+
+    @property
+    def _at_work_at_first(self) -> set[str]:
+        """Names of the modules that an episode begins with."""
+        first = [self.environment, self.trainer] if self._trains_on_arrival else [self.environment]
+        return {name for executor in first if executor is not None for name in executor.graph.modules}
 
     @property
     def _trains_or_samples(self) -> bool:
@@ -174,19 +210,25 @@ class Wiring:
 
     def _checked_notes(self) -> list[str]:
         modules = self._modules
-        trained = [] if self.trainer is None else [n.module.name for n in self.trainer.graph if n.step == "train_step"]
-        notes = check_modules(self._settled, modules, list(dict.fromkeys(trained)))
+        notes = check_modules(self._settled, modules, self.environment, self.trainer)
         if (maker := self.environment or self.trainer) is not None:
             maker.prompts = (self._prompts or maker.prompts).configured(self._settled)
         check_datasets(self.environment, self.trainer, self.evaluator)
         check_reads(self.environment, self.trainer, self.evaluator)
         check_syncs([pair[:2] for pair in self._pairs], modules)
-        if self._settled.runtime.stream_data_loader_type == "dynamic" and (both := self._in_both_flows):
-            notes.append(
-                f"{', '.join(both)} is in the environment's and in the trainer's flow, so training waits until the "
-                f"experience is complete, as with runtime.stream_data_loader_type=fixed."
-            )
-        return notes
+        return notes + self._why_training_waits()
+
+    def _why_training_waits(self) -> list[str]:
+        if self._settled.runtime.stream_data_loader_type != "dynamic" or self.trainer is None:
+            return []
+        if both := self._in_both_flows:
+            why = f"{', '.join(both)} is in the environment's and in the trainer's flow"
+        elif self._replays:
+            why = "experience is replayed"
+        else:
+            return []
+        waits = "training waits until the experience is complete, as with runtime.stream_data_loader_type=fixed."
+        return [f"{why}, so {waits}"]
 
     def _frequencies(self) -> Iterator[tuple[BaseModule, BaseModule, int]]:
         """The synced pairs, with the episodes from one sync to the next."""

@@ -24,6 +24,7 @@ from chatlearn.flow.signature import step_signature
 from chatlearn.flow.trace import is_symbolic, record
 from chatlearn.modules.marks import step
 from chatlearn.modules.noise import uniforms
+from chatlearn.modules.settings import Settings
 from chatlearn.types import Batch, SampleIds
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Description:
 class ModuleContext:
     """What a replica knows of its run; the public attributes of :class:`BaseModule` read from here."""
 
-    model_args: Any = field(default_factory=dict)
+    model_args: Any = field(default_factory=Settings)
     module_args: Any = None
     runtime_args: Any = None
     replica_id: int = 0
@@ -151,7 +152,9 @@ class BaseModule:
 
     @property
     def model_args(self) -> Any:
-        """The user's hyper-parameters, ``models.<name>.args``: an instance of ``Args`` if there is one, else a dict."""
+        """The user's hyper-parameters, ``models.<name>.args``: an instance of ``Args`` if there is one, else a dict
+        whose keys are attributes too (``self.model_args.lr`` is ``self.model_args["lr"]``).
+        """
         return self._context.model_args
 
     @property

@@ -22,7 +22,7 @@ from chatlearn.runtime.threads import Threads
 from chatlearn.runtime.wire import decode, encode
 from chatlearn.runtime.worker import ReplicaSettings, Report, StepCall, Worker
 
-_AT_ONCE = frozenset({"fetch", "build_dataset"})
+_AT_ONCE = frozenset({"fetch", "lengths", "build_dataset"})
 """Methods that take no part in the order of a replica's calls: data sets are read by the driver's thread."""
 
 _STEPS = frozenset({"run", "gather"})

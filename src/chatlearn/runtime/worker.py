@@ -20,10 +20,11 @@ import torch
 
 from chatlearn.data.collate import merge, select, split
 from chatlearn.data.padding import Padding
-from chatlearn.data.prompts import fetch_from, open_dataset
+from chatlearn.data.prompts import fetch_from, lengths_of, open_dataset
 from chatlearn.errors import ChatLearnError, DataError, ModuleError, StepError, WorkerError
 from chatlearn.flow.signature import step_signature
 from chatlearn.modules.base import BaseModule, Description, ModuleContext, merge_batches
+from chatlearn.modules.settings import Settings
 from chatlearn.runtime.batches import normalise, own, taken_source_rows, tensors_of
 from chatlearn.runtime.clients import Ask, Client, ClientRef, with_clients
 from chatlearn.runtime.seeding import derive_seed, seed_everything
@@ -138,7 +139,7 @@ class Worker:
         self._enter("construct")
         self.module = description.module_class(*args, **kwargs)
         self.module.__dict__["_context"] = ModuleContext(
-            model_args=settings.model_args,
+            model_args=Settings(settings.model_args) if type(settings.model_args) is dict else settings.model_args,
             module_args=settings.module_args,
             runtime_args=settings.runtime_args,
             replica_id=replica,
@@ -169,6 +170,11 @@ class Worker:
             return None
         self._enter(name, *place)
         return self._run(name, " ".join(map(str, place)), function)
+
+    def move(self, hook: str, tags: tuple[str, ...]) -> None:
+        """Runs the module's ``onload(tags)`` or ``offload(tags)``."""
+        self._enter(hook)
+        self._run(hook, "", lambda: getattr(self.module, hook)(tags))
 
     def take_report(self) -> Report:
         """What hooks have logged and put since the last call."""
@@ -204,12 +210,23 @@ class Worker:
             position: the sampler's; it and the data set's purpose key the seed.
         """
         self._enter("fetch", picks[0][0].split("-")[0], position)
-        keys = list(dict.fromkeys(key for key, _ in picks))
-        numbered = [(keys.index(key), index) for key, index in picks]
         try:
-            return normalise(fetch_from([self._datasets[key] for key in keys], numbered), len(picks))
+            return normalise(fetch_from(*self._numbered(picks)), len(picks))
         except DataError as error:
             raise DataError(f"{self}: samples {[index for _, index in picks[:4]]}…: {error}") from error.__cause__
+
+    def lengths(self, picks: Sequence[tuple[str, int]], position: int) -> list[int]:
+        """Length of each sample; arguments as for :meth:`fetch`."""
+        self._enter("lengths", picks[0][0].split("-")[0], position)
+        try:
+            return lengths_of(*self._numbered(picks))
+        except DataError as error:
+            raise DataError(f"{self}: the samples of an episode can't be sorted: {error}") from error.__cause__
+
+    def _numbered(self, picks: Sequence[tuple[str, int]]) -> tuple[list[Any], list[tuple[int, int]]]:
+        """The data sets that are picked from, and the picks with numbers for their keys."""
+        numbers = {key: number for number, key in enumerate(dict.fromkeys(key for key, _ in picks))}
+        return [self._datasets[key] for key in numbers], [(numbers[key], index) for key, index in picks]
 
     def run(
         self, call: StepCall, inputs: Mapping[str, Sequence[Value]], after: tuple[Any, ...] = ()

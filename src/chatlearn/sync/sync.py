@@ -26,6 +26,11 @@ class ParameterSync:
         self.plan = self._make_plan()
 
     @property
+    def modules(self) -> tuple[str, str]:
+        """Names of the two modules."""
+        return self.plan.source, self.plan.destination
+
+    @property
     def note(self) -> str | None:
         """Why nothing is synced, if nothing is."""
         if self.plan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,30 @@ class TorchModule(BaseModule):
     """
 
     model: torch.nn.Module
+
+    def offload(self, tags: Collection[str]) -> None:
+        """Gives up device memory while the module waits (``models.<name>.free_memory`` and its parts).
+
+        Args:
+            tags: ``weights`` moves ``self.model`` to host memory, ``optimizer`` the state of ``self.optimizer``,
+                ``gradients`` drops them.
+        """
+        if "gradients" in tags and "model" in self.__dict__:
+            self.model.zero_grad(set_to_none=True)
+        self._move(tags, "cpu")
+
+    def onload(self, tags: Collection[str]) -> None:
+        """Takes back to ``self.device`` what :meth:`offload` gave up; gradients come with the next backward pass."""
+        self._move(tags, self.device)
+
+    def _move(self, tags: Collection[str], device: torch.device | str) -> None:
+        if "weights" in tags and "model" in self.__dict__:
+            self.model.to(device)
+        if "optimizer" in tags and "optimizer" in self.__dict__:
+            for state in self.__dict__["optimizer"].state.values():
+                # what an optimizer keeps on the host (its step counter) stays there
+                moved = {key: value.to(device) for key, value in state.items() if getattr(value, "ndim", 0)}
+                state.update(moved)
 
     def export(self, path: str) -> None:
         """Writes ``self.model`` for use outside: in Hugging Face format with its tokenizer (``self.tokenizer``) where

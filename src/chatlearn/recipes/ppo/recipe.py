@@ -48,7 +48,7 @@ def build(task: TaskSplits) -> tuple[RLHFEngine, Evaluator]:
 
 def run(config: Config) -> None:
     """The whole demo; see the package's text."""
-    folder = claim_run_folder(config.runtime.output_dir, config.runtime.exp_name, config.runtime.resume)
+    folder = claim_run_folder(config.runtime)
     if folder.checkpoint is None:  # else the engine says where it goes on
         print(folder.note, flush=True)
     if folder.finished:

@@ -1,0 +1,21 @@
+"""The user's own settings of a module."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+
+class Settings(dict[str, Any]):
+    """A dict whose keys are attributes too: ``settings.lr`` is ``settings["lr"]``, in nested dicts as well.
+
+    A key that is called like a method of a dict (``items``, ``get``, …) is found by ``settings["items"]`` only.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name not in self:
+            near = difflib.get_close_matches(name, list(map(str, self)), n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(str, self)) or 'none'}."
+            raise AttributeError(f"There is no setting {name!r} under models.<name>.args; {hint}", name=name, obj=self)
+        value = self[name]
+        return Settings(value) if type(value) is dict else value
