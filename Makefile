@@ -40,6 +40,8 @@ docs-check: $(READY)
 bench: $(READY)
 	@$(BIN)/python benchmarks/ppo_vs_handwritten.py
 	@$(BIN)/python benchmarks/overhead.py
+	@$(BIN)/python benchmarks/streaming.py
+	@$(BIN)/python benchmarks/prompts.py
 	@$(BIN)/python benchmarks/startup.py
 
 # A second call finds the file and does nothing.

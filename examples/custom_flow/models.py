@@ -7,6 +7,9 @@ there is a letter.
 
 A flow passes on what it returns, and the flows of these programs return the output of their last step. So each
 step returns what it got together with what it adds.
+
+All modules are ``thread_safe``: chance comes from ``self.uniforms`` alone, where each sample has numbers of its own. So
+with ``runtime_env.local_threads=3`` their steps run side by side, and no number changes.
 """
 
 import torch
@@ -47,12 +50,21 @@ def letter_model(num_outputs):
     return model
 
 
+def draw(logits, noise):
+    """Letters ``[B, T]``, drawn from ``logits`` ``[B, T, V]`` by inverting the cumulative distribution at ``noise``
+    ``[B, T]``, numbers in (0, 1).
+    """
+    cumulative = logits.softmax(-1).cumsum(-1)
+    letters = (cumulative < noise.unsqueeze(-1)).sum(-1)
+    return letters.clamp(max=NUM_LETTERS - 1)  # rounding may leave the last sum below 1
+
+
 @torch.no_grad()
-def answer(model, data, greedy=False):
-    """Adds the model's answers to a batch with ``query``."""
+def answer(model, data, noise=None):
+    """Adds the model's answers to a batch with ``query``: drawn with ``noise``, or the most likely ones."""
     mask = (data["query"] > 0).float()
     logits = model(data["query"])
-    tokens = logits.argmax(-1) if greedy else torch.distributions.Categorical(logits=logits).sample()
+    tokens = logits.argmax(-1) if noise is None else draw(logits, noise)
     tokens = tokens * mask.long()
     logprobs = token_logprobs(logits, tokens) * mask
     return {**data, "mask": mask, "tokens": tokens, "logprobs": logprobs, "response": [decode(row) for row in tokens]}
@@ -61,6 +73,8 @@ def answer(model, data, greedy=False):
 class LetterPolicy(RLHFTorchModule):
     """What policy and reference share. The one that a flow gives the raw batch to builds the data set."""
 
+    thread_safe = True
+
     def setup(self):
         self.model = letter_model(NUM_LETTERS)
 
@@ -68,15 +82,19 @@ class LetterPolicy(RLHFTorchModule):
         """Samples without a ``collate_fn`` of their own are stacked by PyTorch's."""
         return [{"prompt": word, "query": encode(word)} for word in prompts]
 
+    def noise(self):
+        """Numbers in (0, 1) for the letters of the current batch, ``[B, MAX_LETTERS]``."""
+        return self.uniforms(self.batch.sample_ids, MAX_LETTERS)
+
 
 class PolicyInference(LetterPolicy):
     """Answers words."""
 
     def forward_step(self, data, iteration=0):
-        return answer(self.model, data)
+        return answer(self.model, data, self.noise())
 
     def eval_step(self, data):
-        return answer(self.model, data, greedy=True)
+        return answer(self.model, data)
 
 
 class PolicyReference(LetterPolicy):
@@ -97,18 +115,20 @@ class PolicyReference(LetterPolicy):
     @torch.no_grad()
     def forward_step(self, data, iteration=0):
         if "tokens" not in data:
-            data = answer(self.model, data)
+            data = answer(self.model, data, self.noise())
         logprobs = token_logprobs(self.model(data["query"]), data["tokens"])
         return {**data, "ref_logprobs": logprobs * data["mask"]}
 
     def eval_step(self, data):
-        data = answer(self.model, data, greedy=True)
+        data = answer(self.model, data)
         self.log("accuracy", masked_mean((data["tokens"] == right_answers(data["query"])).float(), data["mask"]))
         return data
 
 
 class ValueInference(RLHFTorchModule):
     """The reward that can be expected from each letter on."""
+
+    thread_safe = True
 
     def setup(self):
         self.model = letter_model(1)
@@ -120,6 +140,8 @@ class ValueInference(RLHFTorchModule):
 
 class RewardInference(RLHFTorchModule):
     """A rule: 1 for each letter that is right, less a penalty for leaving the reference. It needs no ``self.model``."""
+
+    thread_safe = True
 
     def forward_step(self, data, iteration=0):
         """Gets what policy, reference and value returned, in one dict."""
@@ -139,6 +161,8 @@ class RewardInference(RLHFTorchModule):
 
 class PolicyTrainer(RLHFTorchModule):
     """Updates the policy with PPO; answers without ``advantages`` are taken as examples to imitate."""
+
+    thread_safe = True
 
     def setup(self):
         self.model = letter_model(NUM_LETTERS)
@@ -161,6 +185,8 @@ class PolicyTrainer(RLHFTorchModule):
 
 class ValueTrainer(RLHFTorchModule):
     """Fits the values to the returns."""
+
+    thread_safe = True
 
     def setup(self):
         self.model = letter_model(1)

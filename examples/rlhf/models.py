@@ -4,6 +4,9 @@ The task: answer each letter of a word with the next letter of the alphabet ("te
 A policy reads a letter and gives a distribution over letters, so a batch of B words of at most T letters has
 ``tokens``, ``logprobs``, ``values``, … of shape ``[B, T]``; entry t belongs to letter t, and ``mask`` is 1 where
 there is a letter.
+
+All modules are ``thread_safe``: chance comes from ``self.uniforms`` alone, where each sample has numbers of its own. So
+with ``runtime_env.local_threads=3`` their steps run side by side, and no number changes.
 """
 
 import torch
@@ -40,6 +43,15 @@ def letter_model(num_outputs):
     return model
 
 
+def draw(logits, noise):
+    """Letters ``[B, T]``, drawn from ``logits`` ``[B, T, V]`` by inverting the cumulative distribution at ``noise``
+    ``[B, T]``, numbers in (0, 1).
+    """
+    cumulative = logits.softmax(-1).cumsum(-1)
+    letters = (cumulative < noise.unsqueeze(-1)).sum(-1)
+    return letters.clamp(max=NUM_LETTERS - 1)  # rounding may leave the last sum below 1
+
+
 class PromptDataset(Dataset):
     """
     A custom dataset to construct batched prompts.
@@ -62,6 +74,8 @@ class PromptDataset(Dataset):
 
 
 class PolicyInference(RLHFTorchModule):
+    thread_safe = True
+
     def __init__(self, name):
         """
         Args:
@@ -76,7 +90,7 @@ class PolicyInference(RLHFTorchModule):
         """Answers each letter with one that it draws."""
         mask = (data["query"] > 0).float()
         logits = self.model(data["query"])
-        tokens = torch.distributions.Categorical(logits=logits).sample() * mask.long()
+        tokens = draw(logits, self.uniforms(self.batch.sample_ids, MAX_LETTERS)) * mask.long()
         return {
             "query": data["query"],
             "mask": mask,
@@ -93,6 +107,8 @@ class PolicyInference(RLHFTorchModule):
 class PolicyReference(RLHFTorchModule):
     """The policy as it was at the start; the reward keeps the policy near to it."""
 
+    thread_safe = True
+
     def setup(self):
         self.model = letter_model(NUM_LETTERS)
 
@@ -105,6 +121,8 @@ class PolicyReference(RLHFTorchModule):
 class ValueInference(RLHFTorchModule):
     """The reward that can be expected from each letter on."""
 
+    thread_safe = True
+
     def setup(self):
         self.model = letter_model(1)
 
@@ -115,6 +133,8 @@ class ValueInference(RLHFTorchModule):
 
 class RewardInference(RLHFTorchModule):
     """A rule: 1 for each letter that is right, less a penalty for leaving the reference. It needs no ``self.model``."""
+
+    thread_safe = True
 
     def __init__(self, name):
         self.letter_a, self.letter_z = 1, NUM_LETTERS - 1
@@ -135,6 +155,8 @@ class RewardInference(RLHFTorchModule):
 
 
 class PolicyTrainer(RLHFTorchModule):
+    thread_safe = True
+
     def setup(self):
         self.model = letter_model(NUM_LETTERS)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=self.model_args["learning_rate"])
@@ -153,6 +175,8 @@ class PolicyTrainer(RLHFTorchModule):
 
 class ValueTrainer(RLHFTorchModule):
     """Fits the values to the returns."""
+
+    thread_safe = True
 
     def setup(self):
         self.model = letter_model(1)

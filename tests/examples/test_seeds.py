@@ -8,29 +8,20 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import runpy
 import shutil
 import subprocess
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 from documents import MAIN, WRITTEN
+from programs import EXAMPLES, PROGRAMS, forget_example_modules, read_rows, run_program
 
 import chatlearn
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
-
-PROGRAMS = {
-    "main": ("rlhf", "rlhf.yaml"),
-    "custom_engine": ("custom_flow", "custom_engine.yaml"),
-    "with_evaluator": ("custom_flow", "custom_engine.yaml"),
-    "direct_engine": ("custom_flow", "direct_engine.yaml"),
-}
 
 # -- the documents' lines of code ----------------------------------------
 
@@ -116,66 +107,7 @@ def test_evaluator_measures_and_changes_nothing(finished: dict[str, tuple[int, s
     assert [row["policy_trainer/loss"] for row in rows] == [row["policy_trainer/loss"] for row in without]
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 # -- every sample exactly once per epoch ----------------------------------------
-
-RECORDING_MODELS = '''
-"""The example's models; the trainers write down what they are given, and the policy marks its rows."""
-import torch
-from example_models import *
-from example_models import PolicyInference, PolicyTrainer, ValueTrainer
-
-CALLS = []
-
-
-class PolicyInference(PolicyInference):
-    def forward_step(self, data, iteration=0):
-        output = super().forward_step(data, iteration)
-        return {**output, "made_for": torch.tensor(self.batch.sample_ids), "query_seen": data["query"]}
-
-
-class Recording:
-    def train_step(self, data, train_info):
-        CALLS.append((self.name, train_info, [batch["made_for"].tolist() for batch in data]))
-        for batch in data:
-            assert torch.equal(batch["query"], batch["query_seen"])
-        super().train_step(data, train_info)
-
-
-class PolicyTrainer(Recording, PolicyTrainer):
-    pass
-
-
-class ValueTrainer(Recording, ValueTrainer):
-    pass
-'''
-
-
-@pytest.fixture
-def run_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., ModuleType]]:
-    """Runs a program of examples/ here, with the recording models in the place of its own; returns these."""
-
-    def run(name: str, *overrides: str) -> ModuleType:
-        folder, config = PROGRAMS[name]
-        shutil.copytree(EXAMPLES / folder, tmp_path, dirs_exist_ok=True)
-        (tmp_path / "models.py").rename(tmp_path / "example_models.py")
-        (tmp_path / "models.py").write_text(RECORDING_MODELS, encoding="utf-8")
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.syspath_prepend(tmp_path)
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", "-c", config, *overrides])
-        runpy.run_path(f"{name}.py", run_name="__main__")
-        return sys.modules["models"]
-
-    yield run
-    forget_example_modules()
-
-
-def forget_example_modules() -> None:
-    for name in ("models", "example_models"):
-        sys.modules.pop(name, None)
 
 
 @pytest.mark.parametrize("program", ["main", "direct_engine"])
@@ -189,10 +121,11 @@ def forget_example_modules() -> None:
     ],
 )
 def test_every_sample_is_trained_exactly_once_per_epoch(
-    run_program: Callable[..., ModuleType], program: str, num_samples: int, batch_sizes: dict[str, int]
+    program: str, num_samples: int, batch_sizes: dict[str, int], tmp_path: Path
 ) -> None:
     num_episodes, num_epochs, global_size, micro_size = 2, 2, 64, 8
-    models = run_program(
+    run = run_program(
+        tmp_path,
         program,
         f"runtime.num_episode={num_episodes}",
         f"runtime.sample_per_episode={num_samples}",
@@ -204,11 +137,12 @@ def test_every_sample_is_trained_exactly_once_per_epoch(
     trained: dict[Any, Counter[int]] = defaultdict(Counter)
     sizes: dict[Any, list[list[int]]] = defaultdict(list)
     iterations: dict[str, list[int]] = defaultdict(list)
-    for name, info, made_for in models.CALLS:
+    for name, info, marks, micro_sizes in run.calls:
+        made_for = [micro_batch["seen_by_policy"] for micro_batch in marks]
         assert made_for == info["sample_ids"], "the rows are not those that the ids beside them say"
         key = name, info["episode"], info["epoch"]
         trained[key].update(i for micro_batch in made_for for i in micro_batch)
-        sizes[key].append([len(micro_batch) for micro_batch in made_for])
+        sizes[key].append(micro_sizes)
         iterations[name].append(info["iteration"])
 
     last = num_samples - 3 * global_size

@@ -231,7 +231,8 @@ def test_a_malformed_declaration(keys):
 
 
 def test_the_ready_made_modules_fit_together_as_in_ppo():
-    torch_modules = pytest.importorskip("chatlearn.modules.torch")
+    from chatlearn.modules import torch as torch_modules
+
     p, r = torch_modules.PolicyInference("p"), torch_modules.PolicyReference("r")
     v, w = torch_modules.ValueInference("v"), torch_modules.RewardInference("w")
     pt, vt = torch_modules.PolicyTrainer("pt"), torch_modules.ValueTrainer("vt")

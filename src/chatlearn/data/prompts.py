@@ -83,13 +83,13 @@ def fetch_from(datasets: Sequence[Any], picks: Sequence[tuple[int, int]]) -> Bat
     except bdb.BdbQuit:
         raise
     except ChatLearnError as error:
-        raise DataError(f"collating fails: {error}") from error
+        raise DataError(f"collating fails: {error}").with_traceback(error.__traceback__) from error
     except Exception as error:
         raise DataError(
             f"collating fails: {type(error).__name__}: {error}. Give the data set a `collate_fn` that "
             f"turns a list of samples into a dict of tensors and lists (chatlearn.data.collate.pad stacks "
             f"unequal lengths)."
-        ) from error
+        ).with_traceback(error.__traceback__) from error
     if not isinstance(batch, dict):
         raise DataError(
             f"collating gives {type(batch).__name__}, but a batch is a dict. Let __getitem__ return a dict such as "
@@ -116,7 +116,8 @@ def _read(datasets: Sequence[Any], number: int, index: int) -> Any:
     except Exception as error:
         which = "the data set" if len(datasets) == 1 else f"data set {number}"
         cause = str(error) if isinstance(error, ChatLearnError) else f"{type(error).__name__}: {error}"
-        raise DataError(f"sample {index} of {which} can't be read: {cause}") from error
+        text = f"sample {index} of {which} can't be read: {cause}"
+        raise DataError(text).with_traceback(error.__traceback__) from error
 
 
 def _default_collate(samples: Samples) -> Any:

@@ -190,7 +190,7 @@ class CustomSampler:
             raise DataError(
                 f"the sampler {name}(group={group}, length={length}, seed={self.seed}) raises "
                 f"{type(error).__name__}: {error}"
-            ) from error
+            ).with_traceback(error.__traceback__) from error
         try:
             index = operator.index(value)
         except TypeError:

@@ -25,14 +25,14 @@ def bind(call: str, signature: StepSignature, args: tuple[Any, ...], kwargs: dic
     arguments = _positional(where, call, signature, args)
     for name, value in kwargs.items():
         if name in arguments:
-            raise FlowError(f"{where}: {call} gets {name!r} twice, by position and by name.")
+            raise FlowError(f"{where}: {call} gets {name!r} twice, by position and by name. Leave one of them out.")
         if name not in signature.named and not signature.takes_any_keyword:
             known = ", ".join(sorted(signature.named)) or "none"
             raise FlowError(f"{where}: {call} has no parameter {name!r}; it has {known}.")
         arguments[name] = Merged((value,)) if isinstance(value, Symbol) else value
     for name in (*signature.data, *signature.required):
         if name not in arguments:
-            raise FlowError(f"{where}: {call} is called without its parameter {name!r}.")
+            raise FlowError(f"{where}: {call} is called without its parameter {name!r}. Pass a value for it.")
     for name in RUN_PARAMETERS:
         if name in arguments:
             raise FlowError(f"{where}: {call} is given {name!r}, which chatlearn fills in itself. Leave it out.")

@@ -68,7 +68,7 @@ class Progress:
         self._live = Live(auto_refresh=False, redirect_stdout=True, redirect_stderr=True)
         self._live.start()
         self._hook = sys.breakpointhook
-        sys.breakpointhook = self._break
+        sys.breakpointhook = _StepAside(self._ended)
 
     def _draw(self, episode: int, row: Mapping[str, Any], matters: bool) -> None:
         """Drawing takes about a millisecond, as much as an episode of a toy."""
@@ -77,11 +77,11 @@ class Progress:
             self._live.update(self._panel(episode, row), refresh=True)
             self._drawn = now
 
-    def _break(self, *args: Any, **kwargs: Any) -> Any:
+    def _ended(self) -> Callable[..., Any]:
+        """Ends the display; returns the hook that was there before."""
         hook = self._hook
         self.close()
-        assert hook is not None
-        return hook(*args, **kwargs)
+        return hook or sys.breakpointhook
 
     def _figures(self, row: Mapping[str, Any]) -> dict[str, str]:
         figures = {name: f"{value:.3f}" for name, value in self._shown.items()}
@@ -109,6 +109,21 @@ class Progress:
         course.add_row(Text(self._title, "bold"), bar, f"{episode}/{self._total}", self._left(episode))
         figures = [part for name, value in self._figures(row).items() for part in ((f"{name} ", "dim"), f"{value}  ")]
         return Group(course, Text.assemble("  ", *figures))
+
+
+class _StepAside:
+    """A breakpoint hook that ends the display and hands over to the hook from before.
+
+    ``__call__`` is a property, so no frame of ours stands between ``breakpoint()`` and the debugger, which stops in the
+    frame of its caller.
+    """
+
+    def __init__(self, ended: Callable[[], Callable[..., Any]]) -> None:
+        self._ended = ended
+
+    @property
+    def __call__(self) -> Callable[..., Any]:
+        return self._ended()
 
 
 def _debugging() -> bool:

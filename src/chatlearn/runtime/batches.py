@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
 from chatlearn.errors import DataError, StepError
-from chatlearn.types import Batch, num_rows
+from chatlearn.guards import is_dict
+from chatlearn.types import Batch, Column, num_rows
+
+Returned: TypeAlias = "Column | tuple[Any, ...] | float | str"
+"""What a step may have put under a key: a column of a batch, or what is made one or refused."""
 
 
-def normalise(batch: Batch, rows: int | None = None, path: str = "") -> Batch:
+def normalise(batch: Mapping[Any, Returned], rows: int | None = None, path: str = "") -> Batch:
     """Brings a batch into the form that travels: tensors detached, contiguous and outside of inference mode; arrays
     contiguous.
 
@@ -47,10 +51,7 @@ def normalise(batch: Batch, rows: int | None = None, path: str = "") -> Batch:
             value = np.ascontiguousarray(value) if value.ndim else value
         elif isinstance(value, (list, tuple)):
             value = [_normal_tensor(entry) if isinstance(entry, torch.Tensor) else entry for entry in value]
-        scalar = not isinstance(value, (torch.Tensor, np.ndarray, list)) or (
-            not isinstance(value, list) and value.ndim == 0
-        )
-        if scalar:
+        if not isinstance(value, (torch.Tensor, np.ndarray, list)) or (not isinstance(value, list) and value.ndim == 0):
             raise DataError(
                 f"{name!r} is {type(value).__name__} without rows; values are tensors or arrays with the samples "
                 f"first, or lists with one entry per sample. A number that describes the whole batch belongs into "
@@ -71,7 +72,7 @@ def _normal_tensor(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.clone() if tensor.is_inference() else tensor
 
 
-def own(data: Any, copied: bool) -> Any:
+def own(data: Batch | list[Batch], copied: bool) -> Batch | list[Batch]:
     """A step's own dicts and lists around shared tensors, arrays as read-only views; ``copied``: all is its own.
 
     What stands in a list for one sample is shared, whatever it is: walking over all entries of all lists in every
@@ -86,7 +87,7 @@ def _own_batch(batch: Batch) -> Batch:
     return {key: _own_value(value) for key, value in batch.items()}
 
 
-def _own_value(value: Any) -> Any:
+def _own_value(value: Column) -> Column:
     if isinstance(value, dict):
         return _own_batch(value)
     if isinstance(value, list):
@@ -94,14 +95,15 @@ def _own_value(value: Any) -> Any:
     return _read_only(value) if isinstance(value, np.ndarray) else value
 
 
-def _read_only(array: np.ndarray) -> np.ndarray:
+def _read_only(array: Any) -> np.ndarray:
     view = array.view()
     view.flags.writeable = False
     return view
 
 
-def tensors_of(data: Any) -> Iterator[tuple[str, torch.Tensor]]:
+def tensors_of(data: Batch | list[Batch]) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors of a batch, or of a list of micro-batches, with their key paths (those in a list have the list's)."""
+    value: Column
     for batch in data if isinstance(data, list) else [data]:
         for key, value in batch.items():
             if isinstance(value, torch.Tensor):
@@ -121,7 +123,7 @@ def taken_source_rows(
         StepError: they are missing, or no rows of the input.
     """
     expands, filters = getattr(function, "_chatlearn_expands", None), getattr(function, "_chatlearn_filters", False)
-    if (expands is None and not filters) or not isinstance(output, dict):
+    if (expands is None and not filters) or not is_dict(output):
         return output, None
     if "source_rows" not in output:
         if expands is None or expands is True:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from chatlearn.errors import MissingStepError, StepError
+from chatlearn.guards import kind_of
 from chatlearn.types import Batch, SampleIds, num_rows
 
 if TYPE_CHECKING:
@@ -91,8 +92,9 @@ def with_clients(value: Any, replaced: Callable[[Any], Any], kind: type) -> Any:
     """``value`` with each instance of ``kind`` in nested dicts, lists and tuples replaced."""
     if isinstance(value, kind):
         return replaced(value)
-    if type(value) is dict:
+    container = kind_of(value)
+    if container is dict:
         return {key: with_clients(part, replaced, kind) for key, part in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(with_clients(part, replaced, kind) for part in value)
+    if container in (list, tuple):
+        return container(with_clients(part, replaced, kind) for part in value)
     return value

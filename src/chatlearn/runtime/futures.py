@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from chatlearn.guards import kind_of
 from chatlearn.runtime.worker import Rows
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class Part:
 
 def resolved(value: Any) -> Any:
     """``value`` with each future in it replaced by what it holds; lists are data and not searched."""
-    kind = type(value)
+    kind = kind_of(value)
     if kind is Done or kind is Pending:
         return value.value
     if kind is Part:
@@ -78,10 +79,10 @@ def pending_in(value: Any) -> Iterator[Pending]:
     """The futures that a call has to wait for, by the same rules as :func:`resolved`."""
     if isinstance(value, (Part, Pending)):
         yield value.whole
-    elif type(value) is tuple:
+    elif (kind := kind_of(value)) is tuple:
         for part in value:
             yield from pending_in(part)
-    elif type(value) is dict:
+    elif kind is dict:
         for part in value.values():
             yield from pending_in(part)
     elif isinstance(value, Rows):

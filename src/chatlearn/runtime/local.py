@@ -70,7 +70,8 @@ class LocalCluster:
             return self._carried(getattr(worker, method)(*self._carried(arguments)))
 
         pooled = method in _STEPS and not worker.settings.seeds_globals
-        return self._threads.submit(handle, pooled, run, args)
+        order = None if method == "gather" else handle  # joining rows holds no replica up
+        return self._threads.submit(order, pooled, run, args)
 
     def call_pair(self, handle: Handle, method: str, *args: Any) -> tuple[Future, Future]:
         """As :meth:`call`; a future for each of the two values that it returns."""
@@ -116,7 +117,8 @@ class LocalCluster:
 
     def stacks(self) -> dict[str, str]:
         """The Python stack of each thread of this process."""
-        return {f"thread {i}": "".join(traceback.format_stack(frame)) for i, frame in sys._current_frames().items()}
+        frames = sys._current_frames()  # pyright: ignore[reportPrivateUsage]  # Python documents it for this use
+        return {f"thread {i}": "".join(traceback.format_stack(frame)) for i, frame in frames.items()}
 
     def kill(self, handle: Handle) -> None:
         """Forgets a replica."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import numpy as np
@@ -29,7 +29,7 @@ def seed_everything(seed: int) -> None:
 
 
 @contextmanager
-def preserved_globals() -> Iterator[None]:
+def preserved_globals() -> Generator[None]:
     """Gives the caller's global generators and number of torch threads back afterwards."""
     state = random.getstate(), np.random.get_state(), torch.get_rng_state(), torch.get_num_threads()
     try:
@@ -42,7 +42,7 @@ def preserved_globals() -> Iterator[None]:
 
 
 @contextmanager
-def deterministic_kernels(enabled: bool) -> Iterator[None]:
+def deterministic_kernels(enabled: bool) -> Generator[None]:
     """Inside, torch takes only kernels that give the same bits each time, and refuses operations that have none."""
     if not enabled:
         yield

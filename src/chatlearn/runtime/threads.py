@@ -42,7 +42,9 @@ class Threads:
         self._stopped = False
 
     def submit(self, order: Hashable, pooled: bool, function: Callable[..., Any], args: tuple[Any, ...]) -> Pending:
-        """Has ``function(*args)`` run after its inputs and the last call of its order; on the pool if ``pooled``."""
+        """Has ``function(*args)`` run after its inputs and, unless ``order`` is ``None``, after the last call of that
+        order; on the pool if ``pooled``.
+        """
         task = Task(function, args, Pending(self), pooled)
         with self._changed:
             if self._stopped:
@@ -53,7 +55,8 @@ class Threads:
             task.num_missing = len(missing)
             for future in missing:
                 future.waiting.append(task)
-            self._last[order] = task.future
+            if order is not None:
+                self._last[order] = task.future
             if not pooled:
                 self._inline.append(task)
             elif not missing:

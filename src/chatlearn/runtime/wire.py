@@ -16,32 +16,46 @@ import msgpack
 import numpy as np
 import torch
 
+from chatlearn.guards import kind_of
+
 _TENSOR, _ARRAY, _TUPLE, _PATH, _DATACLASS, _VALUE, _RANGE, _DICT = range(1, 9)
 _DTYPES = {str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
 
 
 def encode(value: Any) -> bytes:
     """``value`` as bytes. Sharing between parts of it is not kept; a tensor arrives on the CPU."""
-    packed = msgpack.packb(_simple(value), default=_extension, strict_types=True, unicode_errors="surrogatepass")
-    assert packed is not None
-    return packed
+    return _pack(_simple(value), default=_extension, strict_types=True, unicode_errors="surrogatepass")
 
 
 def decode(data: bytes) -> Any:
     """The value that :func:`encode` got; arrays and tensors own their memory and are writeable."""
-    return msgpack.unpackb(data, ext_hook=_restore, strict_map_key=False, unicode_errors="surrogatepass")
+    return _unpack(data, ext_hook=_restore, strict_map_key=False, unicode_errors="surrogatepass")
+
+
+# None of the three libraries' functions carries types.
+def _pack(value: Any, **options: Any) -> bytes:
+    return msgpack.packb(value, **options)  # pyright: ignore
+
+
+def _unpack(data: bytes, **options: Any) -> Any:
+    return msgpack.unpackb(data, **options)  # pyright: ignore
+
+
+def _pickled(value: Any) -> bytes:
+    return cloudpickle.dumps(value)  # pyright: ignore
 
 
 def _simple(value: Any) -> Any:
     """Plain nested dicts and lists with ``_extension`` left to do the rest; msgpack takes str and int as keys."""
-    if type(value) is dict:
+    kind = kind_of(value)
+    if kind is dict:
         if all(type(key) in (str, int) for key in value):
             return {key: _simple(part) for key, part in value.items()}
         return msgpack.ExtType(_DICT, encode([[key, part] for key, part in value.items()]))
-    if type(value) is list:
+    if kind is list:
         return [_simple(part) for part in value]
-    if type(value) is bytearray:  # msgpack would make bytes of it
-        return msgpack.ExtType(_VALUE, cloudpickle.dumps(value))
+    if kind is bytearray:  # msgpack would make bytes of it
+        return msgpack.ExtType(_VALUE, _pickled(value))
     return value
 
 
@@ -49,13 +63,13 @@ def _extension(value: Any) -> msgpack.ExtType:
     if type(value) is torch.Tensor:
         flat = value.detach().cpu().contiguous().as_strided((value.numel(),), (1,))  # one element may have any stride
         bits = flat.view(torch.uint8).numpy()
-        return msgpack.ExtType(_TENSOR, msgpack.packb([str(value.dtype), list(value.shape), bits.tobytes()]))
+        return msgpack.ExtType(_TENSOR, _pack([str(value.dtype), list(value.shape), bits.tobytes()]))
     if type(value) is np.ndarray and value.dtype.kind in "biufc":
-        return msgpack.ExtType(_ARRAY, msgpack.packb([value.dtype.str, list(value.shape), value.tobytes()]))
-    if type(value) is tuple:
+        return msgpack.ExtType(_ARRAY, _pack([value.dtype.str, list(value.shape), value.tobytes()]))
+    if kind_of(value) is tuple:
         return msgpack.ExtType(_TUPLE, encode(list(value)))
     if type(value) is range:
-        return msgpack.ExtType(_RANGE, msgpack.packb([value.start, value.stop, value.step]))
+        return msgpack.ExtType(_RANGE, _pack([value.start, value.stop, value.step]))
     if (path := _import_path(value)) is not None:
         return msgpack.ExtType(_PATH, path.encode())
     if (
@@ -66,24 +80,24 @@ def _extension(value: Any) -> msgpack.ExtType:
         fields = [getattr(value, field.name) for field in dataclasses.fields(value) if field.init]
         names = [field.name for field in dataclasses.fields(value) if field.init]
         return msgpack.ExtType(_DATACLASS, encode([path, names, fields]))
-    return msgpack.ExtType(_VALUE, cloudpickle.dumps(value))
+    return msgpack.ExtType(_VALUE, _pickled(value))
 
 
 def _restore(code: int, data: bytes) -> Any:
     if code == _TENSOR:
-        dtype, shape, bits = msgpack.unpackb(data)
+        dtype, shape, bits = _unpack(data)
         return (
             torch.frombuffer(bytearray(bits), dtype=torch.uint8).view(_DTYPES[dtype]).reshape(shape)
             if bits
             else torch.empty(shape, dtype=_DTYPES[dtype])
         )
     if code == _ARRAY:
-        dtype, shape, bits = msgpack.unpackb(data)
+        dtype, shape, bits = _unpack(data)
         return np.frombuffer(bytearray(bits), dtype=dtype).reshape(shape)
     if code == _TUPLE:
         return tuple(decode(data))
     if code == _RANGE:
-        return range(*msgpack.unpackb(data))
+        return range(*_unpack(data))
     if code == _DICT:
         return dict(decode(data))
     if code == _PATH:

@@ -213,7 +213,8 @@ class Worker:
         try:
             return normalise(fetch_from(*self._numbered(picks)), len(picks))
         except DataError as error:
-            raise DataError(f"{self}: samples {[index for _, index in picks[:4]]}…: {error}") from error.__cause__
+            text = f"{self}: samples {[index for _, index in picks[:4]]}…: {error}"
+            raise DataError(text).with_traceback(error.__traceback__) from error.__cause__
 
     def lengths(self, picks: Sequence[tuple[str, int]], position: int) -> list[int]:
         """Length of each sample; arguments as for :meth:`fetch`."""
@@ -221,7 +222,8 @@ class Worker:
         try:
             return lengths_of(*self._numbered(picks))
         except DataError as error:
-            raise DataError(f"{self}: the samples of an episode can't be sorted: {error}") from error.__cause__
+            text = f"{self}: the samples of an episode can't be sorted: {error}"
+            raise DataError(text).with_traceback(error.__traceback__) from error.__cause__
 
     def _numbered(self, picks: Sequence[tuple[str, int]]) -> tuple[list[Any], list[tuple[int, int]]]:
         """The data sets that are picked from, and the picks with numbers for their keys."""
@@ -352,7 +354,7 @@ class Worker:
             raise StepError(
                 f"{type(error).__name__}: {error}\n  raised in {self}.{step}, rank 0{', ' + where if where else ''}. "
                 f"The traceback of the module's own code stands above."
-            ) from error
+            ).with_traceback(error.__traceback__) from error
 
     def _run_parameters(self, call: StepCall) -> dict[str, Any]:
         parameters = dict(call.run_parameters)

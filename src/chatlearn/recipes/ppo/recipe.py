@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -133,9 +134,10 @@ def _conclude(engine: Engine, before: Evaluation, after: Evaluation) -> None:
     for what, where in lines.items():
         console.print(f"  {where:<28} {what}", highlight=False)
     console.print(
-        "\nWhat to try next:\n  make demo ARGS='runtime.seed=1'    another seed; any key can be set like this\n"
-        "  .venv/bin/chatlearn check ppo      the flows of this recipe\n"
-        "  README.md                          a program of your own\n"
-        "  docs/demo.md                       what these figures show",
+        "\nWhat to try next (`chatlearn` lies in .venv/bin of a checkout):\n"
+        "  chatlearn run ppo runtime.seed=1   another seed; any key can be set like this\n"
+        "  chatlearn check ppo                the flows of this recipe\n"
+        f"  chatlearn report {os.path.relpath(run.path):<17} curves, samples and times as a page\n"
+        "  docs/quickstart.md                 a program of your own (in a checkout)",
         highlight=False,
     )

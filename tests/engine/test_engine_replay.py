@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ TRAINED: list[tuple[int, list[int], list[str], list[float]]] = []
 class Policy(BaseModule):
     """Answers with lists, tensors of unequal width, and nested values."""
 
-    padding = {"tokens": Padding(-1)}
+    padding: ClassVar[Mapping[str, Padding]] = {"tokens": Padding(-1)}
 
     def setup(self) -> None:
         self.model = torch.nn.Linear(1, 1)
