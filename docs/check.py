@@ -2,7 +2,7 @@
 
     python docs/check.py             check README.md, CONTRIBUTING.md and docs/**/*.md
     python docs/check.py PAGE …      check some pages
-    python docs/check.py --write     write the generated tables anew, then check
+    python docs/check.py --write     write the generated tables and messages anew, then check
 
 The blocks of one page run in order, in one fresh process, in a temporary folder:
 
@@ -36,7 +36,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
-from checking import key_tables
+from checking import key_tables, messages
 from checking.blocks import run_blocks
 from checking.pages import ROOT, Block, PageError, all_pages, check_links, parse
 
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Returns 0 where all pages are right."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pages", nargs="*", type=Path)
-    parser.add_argument("--write", action="store_true", help="write the generated tables anew")
+    parser.add_argument("--write", action="store_true", help="write the generated tables and messages anew")
     parser.add_argument("--jobs", type=int, default=2, help="pages side by side")
     parser.add_argument("--run-blocks", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -55,6 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
         return run_blocks([Block(**block) for block in json.loads(options.run_blocks.read_text(encoding="utf-8"))])
     if options.write:
         key_tables.write_tables()
+        messages.write_messages()
     pages = [page.resolve() for page in options.pages] or all_pages()
     with ThreadPoolExecutor(options.jobs) as pool:
         results = list(pool.map(check_page, pages))
@@ -66,7 +67,11 @@ def check_page(page: Path) -> int:
     started = time.monotonic()
     name = os.path.relpath(page, ROOT)
     text = page.read_text(encoding="utf-8")
-    problems = [*check_links(page, text), *key_tables.check_tables(page, text)]
+    problems = [
+        *check_links(page, text),
+        *key_tables.check_tables(page, text),
+        *messages.check_messages(page, text),
+    ]
     num_blocks = 0
     try:
         blocks = parse(text)

@@ -36,3 +36,20 @@ def test_ids_are_frozen_and_hashable():
 )
 def test_num_rows(batch, rows):
     assert num_rows(batch) == rows
+
+
+@pytest.mark.parametrize(
+    ("groups", "size", "expected"),
+    [
+        ([], 3, []),
+        ([0, 1, 2, 3, 4], 2, [[0, 1], [2, 3], [4]]),
+        ([0, 0, 1, 1, 2, 2], 3, [[0, 1], [2, 3], [4, 5]]),
+        ([0, 0, 0, 1, 1, 2], 3, [[0, 1, 2], [3, 4, 5]]),
+        ([0, 0, 0, 0, 1, 2], 2, [[0, 1, 2, 3], [4, 5]]),
+        ([0, 0, 0], 1, [[0, 1, 2]]),
+        ([0, 1, 1, 1], 2, [[0], [1, 2, 3]]),
+    ],
+)
+def test_pieces_end_where_a_group_ends(groups, size, expected):
+    ids = SampleIds(tuple(range(len(groups))), tuple(groups))
+    assert [list(piece) for piece in ids.pieces(size)] == expected

@@ -344,7 +344,7 @@ def _not_ours(rest: list[str]) -> list[str]:
 def _run_script(path: str, rest: list[str]) -> None:
     """Runs a program as ``python path rest…`` would."""
     if not Path(path).is_file():
-        raise ConfigError(f"There is no program {Path(path).absolute()}.")
+        raise ConfigError(f"There is no program {Path(path).absolute()}. Give the path of a Python file.")
     argv, search = sys.argv, list(sys.path)
     sys.argv = [path, *rest]
     sys.path.insert(0, str(Path(path).absolute().parent))

@@ -25,12 +25,20 @@ All ``[B, T]`` float fields are 0 outside of the response.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
 
 Batch: TypeAlias = dict[str, Any]
 """``dict[str, Tensor | ndarray | list | nested dict of these]``, first dimension = samples."""
+
+Column: TypeAlias = "torch.Tensor | np.ndarray | list[Any] | dict[str, Any] | None"
+"""One value of a batch; ``None`` stands for the whole batch, and has no rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +70,21 @@ class SampleIds:
         """Ids of the rows ``start`` to ``stop``."""
         return self.take(range(start, stop))
 
+    def pieces(self, size: int) -> list[range]:
+        """The rows cut into pieces of at most ``size`` that end where a group ends; a group that is larger than that
+        is a piece of its own.
+        """
+        groups, count = self.group_ids, len(self.group_ids)
+        ends = [0]
+        while ends[-1] < count:
+            start, stop = ends[-1], min(ends[-1] + size, count)
+            while start < stop < count and groups[stop] == groups[stop - 1]:
+                stop -= 1
+            if stop == start:
+                stop = next((row for row in range(start + size, count) if groups[row] != groups[row - 1]), count)
+            ends.append(stop)
+        return [range(start, stop) for start, stop in pairwise(ends)]
+
     def take(self, rows: Sequence[int]) -> SampleIds:
         """Ids of the given rows, in the given order."""
         return SampleIds(
@@ -89,7 +112,7 @@ class SampleIds:
         )
 
 
-def num_rows(batch: Batch) -> int:
+def num_rows(batch: Mapping[str, Column]) -> int:
     """Number of samples of a batch, read from its first value that has rows (0 if none has)."""
     for value in batch.values():
         if value is not None and (rows := num_rows(value) if isinstance(value, dict) else len(value)):

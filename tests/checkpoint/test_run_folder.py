@@ -15,7 +15,9 @@ from chatlearn.errors import CheckpointError
 
 
 def _claim(output_dir: str, exp_name: str, resume: str, **others: Any) -> RunFolder:
-    return claim_run_folder(Config(runtime=dict(others, output_dir=output_dir, exp_name=exp_name, resume=resume)).runtime)
+    return claim_run_folder(
+        Config(runtime=dict(others, output_dir=output_dir, exp_name=exp_name, resume=resume)).runtime
+    )
 
 
 def _names(folder: Path) -> list[str]:

@@ -3,13 +3,17 @@
 import functools
 import math
 from contextlib import suppress
+from pathlib import Path
 
+import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from chatlearn.config import Config, load_config, load_config_text
+import chatlearn
+from chatlearn.config import Config, active, load_config, load_config_text
 from chatlearn.config.environment import escape, split_references
-from chatlearn.config.schema import SECTIONS
+from chatlearn.config.schema import ALIASES, SECTIONS
 from chatlearn.errors import ConfigError
 
 FAST = settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
@@ -133,6 +137,92 @@ def test_any_value_of_any_key_raises_nothing_else(place, value):
         data = {"m" if part == "*" else part: data}
     with suppress(ConfigError):
         assert load_config(load_config(data)) == load_config(data)
+
+
+REAL_KEYS = st.sampled_from(
+    sorted({key for cls in SECTIONS.values() for key in (*cls.model_fields, *ALIASES[cls.section])})
+)
+NESTED = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(REAL_KEYS | KEYS, inner, max_size=4),
+    max_leaves=12,
+)
+"""Anything under keys that mean something, on any level."""
+
+
+@FAST
+@given(st.dictionaries(REAL_KEYS | st.just("includes"), NESTED, max_size=4))
+def test_nested_values_raise_nothing_else(data):
+    """From Python, and the same as YAML."""
+    with suppress(ConfigError):
+        Config(**data)
+    with suppress(ConfigError):
+        load_config_text(yaml.safe_dump(data))
+
+
+ROOT = Path(__file__).parents[2]
+RIGHT_FILES = [
+    path.read_text(encoding="utf-8")
+    for folder in ("src/chatlearn/recipes", "examples")
+    for path in sorted((ROOT / folder).rglob("*.yaml"))
+]
+EDITS = st.lists(
+    st.tuples(
+        st.sampled_from(["drop", "repeat", "indent", "outdent", "swap", "insert", "cut"]),
+        st.integers(0, 80),
+        st.sampled_from(
+            [*"\t:-[]{}#&*!|>'\"%@`,", "${", "$${", "}}", ": ", "- ", "<<: *a", "\0", "\x07", "é", "9" * 400]
+        ),
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+def edited(text, edits):
+    """The file after somebody's mistakes."""
+    lines = text.splitlines()
+    for what, number, typed in edits:
+        at = number % len(lines)
+        line = lines[at]
+        if what == "drop" and len(lines) > 1:
+            del lines[at]
+        elif what == "repeat":
+            lines.insert(at, line)
+        elif what == "swap":
+            lines[at], lines[at - 1] = lines[at - 1], line
+        else:
+            place = number % (len(line) + 1)
+            typed_in = {"insert": line[:place] + typed + line[place:], "indent": f"  {line}", "cut": line[:place]}
+            lines[at] = typed_in.get(what, line.removeprefix(" "))
+    return "\n".join(lines)
+
+
+def begun(tmp_path_factory, content):
+    """What ``init`` makes of a file, or None where it refuses it."""
+    path = tmp_path_factory.getbasetemp() / "edited.yaml"
+    path.write_bytes(content)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(active, "_active", active._Active())
+        with suppress(ConfigError):
+            return chatlearn.init(path)
+
+
+def test_the_files_are_right_before_they_are_edited(tmp_path_factory):
+    assert len(RIGHT_FILES) >= 4
+    assert all(begun(tmp_path_factory, text.encode()) is not None for text in RIGHT_FILES)
+
+
+@settings(FAST, max_examples=200)
+@given(text=st.sampled_from(RIGHT_FILES), edits=EDITS)
+def test_an_edited_file_raises_nothing_else(tmp_path_factory, text, edits):
+    begun(tmp_path_factory, edited(text, edits).encode())
+
+
+@FAST
+@given(st.binary(max_size=40))
+def test_any_bytes_of_a_file_raise_nothing_else(tmp_path_factory, content):
+    begun(tmp_path_factory, content)
 
 
 REFERENCES = st.lists(

@@ -72,6 +72,12 @@ rlhf:
     ]
 
 
+def test_a_key_of_an_inner_section_has_its_note():
+    config = Config(models={"policy": {"batch_generation": {"min_prompt_length": 8, "ranking": True}}})
+    (note,) = notes(config)
+    assert "models.policy.batch_generation.min_prompt_length: no effect" in note
+
+
 def test_keys_at_their_defaults_are_no_notes():
     given = {"runtime": {"concurrent_comm": True}, "models": {"a": {"num_gpu": 0, "lora": {"lora_dim": 8}}}}
     assert notes(Config(**given)) == notes(Config()) == []

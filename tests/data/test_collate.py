@@ -7,66 +7,15 @@ import inspect
 import numpy as np
 import pytest
 import torch
+from batch_cases import DTYPES, batches, same
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 from chatlearn.data import collate
 from chatlearn.data.collate import Samples, merge, pack, pad, select, split
 from chatlearn.data.padding import Padding
 from chatlearn.errors import DataError
 from chatlearn.types import num_rows
-
-DTYPES = [torch.float32, torch.bfloat16, torch.int64, torch.bool]
-
-
-def same(a, b) -> bool:
-    """Equal in type, dtype, shape and content, dicts and lists inside too."""
-    if type(a) is not type(b):
-        return False
-    if isinstance(a, dict):
-        return list(a) == list(b) and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    if isinstance(a, torch.Tensor):
-        return a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, np.ndarray):
-        return a.dtype == b.dtype and a.shape == b.shape and all(map(same, a.ravel().tolist(), b.ravel().tolist()))
-    return a == b
-
-
-KEYS = st.text("abc", min_size=1, max_size=2)
-ENTRIES = (
-    st.none()
-    | st.text(max_size=3)
-    | st.lists(st.integers(), max_size=2)
-    | st.dictionaries(st.text(max_size=2), st.integers(), max_size=2)
-)
-
-
-@st.composite
-def values(draw, rows):
-    kind = draw(st.sampled_from(["tensor", "array", "strings", "objects", "list", "none", "dict"]))
-    if kind == "none":
-        return None
-    if kind == "dict":
-        return draw(st.dictionaries(KEYS, values(rows), max_size=2))
-    if kind == "list":
-        return draw(st.lists(ENTRIES, min_size=rows, max_size=rows))
-    shape = (rows, *draw(st.lists(st.integers(0, 3), max_size=2)))
-    if kind == "strings":
-        return draw(hnp.arrays("<U4", shape, elements=st.text("abc", max_size=4)))
-    if kind == "objects":
-        return draw(hnp.arrays(object, shape, elements=st.none() | st.text("abc", max_size=2)))
-    array = draw(hnp.arrays(np.int64, shape, elements=st.integers(-9, 9)))
-    return torch.from_numpy(array).to(draw(st.sampled_from(DTYPES))) if kind == "tensor" else array
-
-
-@st.composite
-def batches(draw):
-    rows = draw(st.integers(1, 7))
-    batch = draw(st.dictionaries(KEYS, values(rows), max_size=3))
-    return {**batch, "always": list(range(rows))}
 
 
 @given(batch=batches(), size=st.integers(1, 8))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bdb
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -195,13 +196,13 @@ def test_a_sample_of_several_data_sets_is_named_with_its_own():
 
 
 def test_prompts_with_different_keys_do_not_go_together():
-    datasets = [PromptDataset([{"prompt": "a", "answer": 1}]), PromptDataset(["b"])]
+    both = [PromptDataset([{"prompt": "a", "answer": 1}]), PromptDataset(["b"])]
     with pytest.raises(DataError, match=r"collating fails: the samples .* different keys: answer is not in all"):
-        fetch_from(datasets, [(0, 0), (1, 0)])
+        fetch_from(both, [(0, 0), (1, 0)])
 
 
 def test_rows_of_hugging_face_are_samples():
-    data = pytest.importorskip("datasets").Dataset.from_list([{"prompt": "a", "n": 1}, {"prompt": "b", "n": None}])
+    data = datasets.Dataset.from_list([{"prompt": "a", "n": 1}, {"prompt": "b", "n": None}])
     assert fetch(open_dataset(BaseModule("policy"), data, is_eval=False), [1, 0]) == {
         "prompt": ["b", "a"],
         "n": [None, 1],

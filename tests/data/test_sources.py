@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import pickle
 import sys
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
+import pandas
+import pyarrow
+import pyarrow.parquet as parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,8 +32,7 @@ def write(path: Path, text: str | bytes) -> Path:
 
 
 def write_parquet(rows: list[Any], path: Path, **options: Any) -> None:
-    parquet = pytest.importorskip("pyarrow.parquet")
-    parquet.write_table(pytest.importorskip("pyarrow").Table.from_pylist(rows), path, **options)
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path, **options)
 
 
 def json_lines(rows: list[Any]) -> str:
@@ -49,26 +53,22 @@ def test_a_list_of_strings_is_prompts_even_if_they_name_files(tmp_path: Path) ->
 
 
 def test_a_data_set_of_hugging_face_is_returned_itself() -> None:
-    datasets = pytest.importorskip("datasets")
     data = datasets.Dataset.from_list(ROWS)
     assert read_prompts(data) is data
 
 
 def test_several_splits_have_to_be_chosen_from() -> None:
-    datasets = pytest.importorskip("datasets")
     data = datasets.DatasetDict({name: datasets.Dataset.from_list(ROWS) for name in ("train", "test")})
     with pytest.raises(DataError, match=r"DatasetDict with the splits train, test.*data\['train'\]"):
         read_prompts(data)
 
 
 def test_a_stream_of_hugging_face_has_no_length() -> None:
-    datasets = pytest.importorskip("datasets")
     with pytest.raises(DataError, match=r"IterableDataset, which has no length.*list\(data\.take"):
         read_prompts(datasets.Dataset.from_list(ROWS).to_iterable_dataset())
 
 
 def test_tables_of_pandas_and_arrow_are_no_sequences_of_rows() -> None:
-    pandas, pyarrow = pytest.importorskip("pandas"), pytest.importorskip("pyarrow")
     with pytest.raises(DataError, match=r"DataFrame of pandas.*to_dict"):
         read_prompts(pandas.DataFrame(ROWS))
     with pytest.raises(DataError, match="to_pylist"):
@@ -148,12 +148,20 @@ def test_a_bad_line_is_told_when_its_turn_comes(tmp_path: Path) -> None:
         ("p.txt", b"\xff", r"p\.txt:1: not UTF-8"),
         ("p.json", "[1,\n2,\n}", r"p\.json:3: bad JSON, .*\.jsonl"),
         ("p.json", "[7]", r"p\.json: entry 0: a row is an object"),
-        ("p.json", b'["\xff"]', r"p\.json: not UTF-8"),
+        ("p.json", b'["\xff"]', r"p\.json:1: not UTF-8"),
         ("p.csv", "a,b\n1,2\n3\n", r"p\.csv:3: 1 values for the 2 columns a, b"),
         ("p.csv", 'a\n"x', r"p\.csv:2: bad CSV"),
         ("p.csv", "a,a\n1,2\n", r"p\.csv:1: a column's name stands twice"),
-        ("p.csv", b"a\n\xff\n", r"p\.csv:\d: not UTF-8"),
+        ("p.json", b'["a",\n"b",\n"\xff"]', r"p\.json:3: not UTF-8"),
+        ("p.csv", b"a\n\xff\n", r"p\.csv:2: not UTF-8"),
+        ("p.csv", b"a\n" + b"row\n" * 5000 + b"\xff\n", r"p\.csv:5002: not UTF-8"),
+        ("p.csv", "a,b\n1,2,3\n", r"p\.csv:2: 3 values for the 2 columns a, b\. Quote values"),
         ("p.parquet", "nonsense", r"p\.parquet: no readable Parquet file"),
+        ("p.jsonl", gzip.compress(b'{"a": 1}\n'), r"p\.jsonl: .* is packed with gzip\. Unpack or convert it"),
+        ("p.csv", "a\n1\n".encode("utf-16"), r"p\.csv: .* is UTF-16, not UTF-8"),
+        ("p.json", b"PK\x03\x04rest", r"p\.json: .* is a zip archive"),
+        ("p.jsonl.gz", gzip.compress(b'{"a": 1}\n'), r"p\.jsonl\.gz: the file is packed\..*: gunzip -k .*p\.jsonl\.gz"),
+        ("p.csv.ZST", "x", r"p\.csv\.ZST: the file is packed.*unzstd"),
         ("p.xlsx", "x", r"p\.xlsx: the ending '\.xlsx' is not known.*\.jsonl, .*\.parquet"),
         ("p", "x", r"the ending '' is not known"),
     ],

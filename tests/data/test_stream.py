@@ -111,14 +111,13 @@ def test_no_experience_no_batch(epoch):
     unit=st.integers(1, 4),
     epoch=st.integers(0, 3),
 )
-def test_no_batch_splits_a_group_that_fits_into_it(groups, group, size, unit, epoch):
+def test_no_batch_splits_a_group(groups, group, size, unit, epoch):
     sizes = [number * group for number in groups]
     batches = list(stream(sizes, size, group=group, unit=unit).batches(epoch))
     assert sorted(i for ids in samples(batches) for i in ids) == list(range(100, 100 + sum(sizes)))
-    assert all(len(batch.ids) <= size for batch in batches)
-    if group <= size:
-        owners = [number for batch in batches for number in set(batch.ids.group_ids)]
-        assert len(owners) == len(set(owners))
+    assert all(len(batch.ids) <= max(size, group) for batch in batches)
+    owners = [number for batch in batches for number in set(batch.ids.group_ids)]
+    assert len(owners) == len(set(owners))
 
 
 def test_groups_of_unequal_size_fill_batches_as_far_as_they_fit():

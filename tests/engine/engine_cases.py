@@ -83,10 +83,11 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
 
 
-def trained(folder: Path, flow: Any, *, threads: int = 1) -> list[tuple[int, int, dict[str, float]]]:
+def trained(folder: Path, flow: Any, *, threads: int = 1, **sections: Any) -> list[tuple[int, int, dict[str, float]]]:
     """(sample id, group id, values) of each row that a run of one episode over the prompts 0 to 5 trains on."""
     config = settings(folder, num_episode=1, data_shuffle=False, sample_per_episode=6)
-    chatlearn.init({**config, "runtime_env": {"local_threads": threads}})
+    sections = {name: {**section, "learner": {}} for name, section in sections.items()}
+    chatlearn.init({**config, "runtime_env": {"local_threads": threads}, **sections})
     toys.EVENTS.clear()
     learner = Recorder("learner")
     engine = Engine(Environment(flow), Trainer(lambda batch: learner.train_step(batch))).set_dataset(list(range(10)))

@@ -68,6 +68,34 @@ def test_wrong_source_rows_are_refused(tmp_path, step, words):
         trained(tmp_path, lambda batch: getattr(reshaping, step)(source.forward_step(batch)))
 
 
+class Grouping(BaseModule):
+    """Notes the groups of each of its batches."""
+
+    def setup(self):
+        GROUPS.clear()
+
+    def forward_step(self, data):
+        GROUPS.append(list(self.batch.group_ids))
+        return {}
+
+
+GROUPS = []
+
+
+@pytest.mark.parametrize(("size", "expected"), [(2, 1), (4, 1), (7, 2)])
+def test_rows_that_were_made_of_one_row_stay_in_one_batch(tmp_path, size, expected):
+    source, reshaping, grouping = Source("source"), Reshaping("reshaping"), Grouping("grouping")
+
+    def flow(batch):
+        rows = reshaping.expand(source.forward_step(batch))
+        return rows, grouping.forward_step(rows)
+
+    models = {"source": {"generation_batch_size": 6}, "grouping": {"generation_batch_size": size}}
+    trained(tmp_path, flow, models={**models, "reshaping": {}})
+    assert [group for groups in GROUPS for group in groups] == [x for x in range(6) for _ in range(3)]
+    assert [len(groups) for groups in GROUPS] == [3 * expected] * (6 // expected)
+
+
 def test_a_reshaping_step_does_not_belong_into_a_trainer():
     reshaping, learner = Reshaping("reshaping"), Learner("learner")
     with pytest.raises(chatlearn.FlowError, match="Environment"):

@@ -353,3 +353,21 @@ def test_a_state_with_an_attribute_that_setup_did_not_make_is_refused():
     first.setup()
     with pytest.raises(ModuleError, match="second: the checkpoint holds model, optimizer, scheduler"):
         second.load_state_dict(first.state_dict())
+
+
+def test_a_method_of_the_parent_under_a_second_name_is_a_step_of_that_name():
+    class Parent(BaseModule):
+        def forward_step(self, data):
+            return {"who": ["parent"]}
+
+    class Child(Parent):
+        def forward_step(self, data):
+            return {"who": ["child"]}
+
+        eval_step = Parent.forward_step
+
+    child = Child("child")
+    graph = chatlearn.flow.trace(lambda batch: (child.forward_step(batch), child.eval_step(batch)))
+    assert [node.step for node in graph] == ["forward_step", "eval_step"]
+    assert child.eval_step({"x": [1]}) == {"who": ["parent"]}
+    assert child._step_functions["eval_step"](child, {"x": [1]}) == {"who": ["parent"]}

@@ -103,9 +103,67 @@ class Remembering:
         self.status = status
 
 
-class Refusing:
+class Refusing(Remembering):
     def __init__(self, context: SinkContext) -> None:
         raise OSError("no room")
+
+
+class Untitled(Remembering):
+    note = None  # type: ignore[assignment]
+
+    def close(self, status: str = "finished") -> None:
+        CLOSED.append(status)
+
+
+CLOSED: list[str] = []
+
+
+class ByNew:
+    """Constructed in other ways than by __init__, and with methods that need no instance."""
+
+    note = ""
+
+    def __new__(cls, context: SinkContext) -> ByNew:
+        return object.__new__(cls)
+
+    @staticmethod
+    def write(episode: int, row: Any) -> None: ...
+
+    @classmethod
+    def close(cls, status: str = "finished") -> None: ...
+
+
+class NoWrite:
+    def __init__(self, context: SinkContext) -> None: ...
+
+    def close(self, status: str) -> None: ...
+
+
+class NoInit:
+    def write(self, episode: int, row: Any) -> None: ...
+
+    def close(self, status: str) -> None: ...
+
+
+class TwoArguments(Remembering):
+    def __init__(self, context: SinkContext, path: str) -> None: ...
+
+
+class ShortWrite(Remembering):
+    def write(self, row: Any) -> None: ...  # type: ignore[override]
+
+
+class ShortStaticWrite(Remembering):
+    @staticmethod
+    def write(row: Any) -> None: ...  # type: ignore[override]
+
+
+class ShortClose(Remembering):
+    def close(self) -> None: ...  # type: ignore[override]
+
+
+def factory(context: SinkContext) -> Remembering:
+    return Remembering(context)
 
 
 def test_a_sink_of_ones_own(tmp_path: Path) -> None:
@@ -138,8 +196,12 @@ def test_what_was_opened_is_closed_when_the_next_one_fails(tmp_path: Path, monke
     [
         ("wandbb", ["'wandbb'", "did you mean 'wandb'?", "jsonl, tensorboard, wandb, mlflow, trackio"]),
         ("prometheus", ["no sink 'prometheus'", "my_package.my_module:MySink"]),
-        ("no_such_package.sinks:Sink", ["no module 'no_such_package.sinks'"]),
-        (":Sink", ["no module ''"]),
+        ("no_such_package.sinks:Sink", ["no module 'no_such_package.sinks'", "PYTHONPATH"]),
+        ("chatlearn.no_such_module:Sink", ["no module 'chatlearn.no_such_module'"]),
+        (":Sink", ["':Sink' is no import path such as my_package.my_module:MySink"]),
+        (".sinks:Sink", ["is no import path"]),
+        ("sinks:", ["is no import path"]),
+        ("a.b:C.D", ["is no import path"]),
     ],
 )
 def test_unknown_names_are_problems(name: str, words: list[str]) -> None:
@@ -148,9 +210,75 @@ def test_unknown_names_are_problems(name: str, words: list[str]) -> None:
         assert word in problem
 
 
-def test_a_class_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="has no class 'Absent'"):
-        open_sinks(tmp_path, 1, [f"{__name__}:Absent"])
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("Remembring", "has no class 'Remembring'. Did you mean 'Remembering'?"),
+        ("Absent", "has no class 'Absent'."),
+        ("ROWS", "it is dict, not a class. Name a class with `write`, `close` and a `note`."),
+        ("factory", "it is function, not a class."),
+        ("NoWrite", "NoWrite has no method `write`. Define write(self, episode, row)."),
+        ("NoInit", "NoInit has no method `__init__`. Define __init__(self, context)."),
+        ("TwoArguments", "TwoArguments.__init__ can't be called as a sink's is. Define __init__(self, context)."),
+        ("ShortWrite", "ShortWrite.write can't be called as a sink's is. Define write(self, episode, row)."),
+        ("ShortStaticWrite", "ShortStaticWrite.write can't be called as a sink's is."),
+        ("ShortClose", "ShortClose.close can't be called as a sink's is. Define close(self, status)."),
+    ],
+)
+def test_what_is_no_class_of_a_sink(name: str, words: str, tmp_path: Path) -> None:
+    path = f"{__name__}:{name}"
+    (problem,) = check_sinks([path])
+    assert problem.startswith(f"The sink {path!r}: ")
+    assert words in problem
+    with pytest.raises(ConfigError) as caught:
+        open_sinks(tmp_path, 1, ["tensorboard", path])
+    assert str(caught.value) == problem
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_class_that_can_be_called_as_a_sink_is_one(tmp_path: Path) -> None:
+    names = [f"{__name__}:{name}" for name in ("Remembering", "Refusing", "ByNew")]
+    assert check_sinks(names) == []
+    (_, own) = open_sinks(tmp_path, 1, names[2:])
+    assert isinstance(own, ByNew)
+
+
+def test_a_sink_without_a_note_is_closed_and_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r'test_sinks:Untitled\' has no text `note`. Set it in the class, note = ""'):
+        open_sinks(tmp_path, 1, [f"{__name__}:Untitled"])
+    assert CLOSED == ["failed"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("import not_there_either\n", "raises ModuleNotFoundError at {file}:1: No module named 'not_there_either'"),
+        ("\n\nraise RuntimeError('no licence')\n", "raises RuntimeError at {file}:3: no licence"),
+        ("def f()\n", "raises SyntaxError: expected ':' (broken_sink.py, line 1)"),
+    ],
+)
+def test_a_module_that_can_not_be_imported(
+    text: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "broken_sink.py"
+    file.write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    (problem,) = check_sinks(["broken_sink:Sink"])
+    assert problem == f"The sink 'broken_sink:Sink': importing broken_sink {words.format(file=file)}"
+
+
+def test_a_sink_of_the_program_itself() -> None:
+    program = (
+        "from chatlearn.observe.sinks import check_sinks\n"
+        "class Mine:\n"
+        "    note = ''\n"
+        "    def __init__(self, context): ...\n"
+        "    def write(self, episode, row): ...\n"
+        "    def close(self, status='finished'): ...\n"
+        "print(check_sinks(['__main__:Mine']))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], text=True, capture_output=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow", "trackio"])

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from chatlearn.observe.spans import TraceFile, TrackLoad, summarize, trace_files
+from chatlearn.observe.spans import _QUOTED, TraceFile, TrackLoad, summarize, trace_files
 
 
 def _events(path: Path) -> list[dict[str, Any]]:
@@ -195,3 +196,86 @@ def test_threads_add_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert len(trace._pending) < 4 * 97
     trace.close()
     assert {load.calls for load in summarize(tmp_path / "trace.json").values()} == {500}
+
+
+def test_a_kill_between_two_calls_of_the_system_leaves_a_whole_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each write makes the file longer by whole events, and it is JSON after each, also behind a rotation."""
+    path, found = tmp_path / "trace.json", []
+    write = os.pwrite
+
+    def checked(descriptor: int, text: bytes, at: int) -> int:
+        written = write(descriptor, text, at)
+        found.append(sum(event["ph"] == "X" for file in trace_files(path) for event in _events(file)))
+        return written
+
+    monkeypatch.setattr(os, "pwrite", checked)
+    trace = TraceFile(path, max_bytes=200_000)
+    for index in range(1000):
+        trace.add(f"policy[{index % 3}]", "forward_step", index, index + 0.5, 0.25, phase="train", rows=16)
+    trace.close()
+    assert found == sorted(found)
+    assert found[0] == 0
+    assert found[-1] == 1000
+    assert len(found) > 4
+    assert len(trace_files(path)) == 2
+
+
+def test_a_write_that_the_system_cuts_short_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda descriptor, text, at: write(descriptor, text[:7], at))
+    trace = TraceFile(tmp_path / "trace.json")
+    trace.add("policy[0]", "forward_step", 0, 1, rows=3)
+    trace.close()
+    assert [event["args"]["rows"] for event in _slices(tmp_path / "trace.json")["policy[0]"]] == [3]
+
+
+def test_what_a_full_disk_refused_is_not_half_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trace, write = TraceFile(tmp_path / "trace.json"), os.pwrite
+
+    def full(descriptor: int, text: bytes, at: int) -> int:
+        write(descriptor, text[:9], at)
+        raise OSError(28, "No space left on device")
+
+    trace.add("policy[0]", "lost", 0, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        with pytest.raises(OSError, match="No space left"):
+            trace.flush()
+    trace.add("policy[0]", "kept", 2, 3)
+    trace.close()
+    assert [event["name"] for event in _slices(tmp_path / "trace.json")["policy[0]"]] == ["kept"]
+
+
+def test_names_and_keys_are_escaped(tmp_path: Path) -> None:
+    """Also when more of them come than are remembered."""
+    odd = 'a"b\\c\n\ud800é'
+    trace = TraceFile(tmp_path / "trace.json")
+    trace.instant(odd, **{odd: odd})
+    for index in range(12_000):
+        trace.add(odd, f"{odd}{index}", index, index + 0.5, 0.25, **{odd: f"{odd}{index}"})
+    trace.close()
+    events = _events(tmp_path / "trace.json")
+    (mark,) = [event for event in events if event["ph"] == "i"]
+    assert (mark["name"], mark["args"]) == (odd, {odd: odd})
+    slices = _slices(tmp_path / "trace.json")[odd]
+    assert [event["name"] for event in slices] == [f"{odd}{index}" for index in range(12_000)]
+    assert [event["args"][odd] for event in slices] == [f"{odd}{index}" for index in range(12_000)]
+    assert {event["name"] for event in events if event["ph"] == "b"} == {f"{odd} waiting"}
+    assert len(_QUOTED) <= 10_000
+
+
+def test_numbers_that_python_takes_for_equal_are_told_apart(tmp_path: Path) -> None:
+    trace = TraceFile(tmp_path / "trace.json")
+    for index, value in enumerate((1, True, 1.0, "1", 2**70)):
+        trace.add("policy[0]", "forward_step", index, index + 0.5, value=value)
+    trace.close()
+    values = [event["args"]["value"] for event in _slices(tmp_path / "trace.json")["policy[0]"]]
+    assert [(type(value), value) for value in values] == [
+        (int, 1),
+        (bool, True),
+        (float, 1.0),
+        (str, "1"),
+        (int, 2**70),
+    ]

@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -65,18 +66,25 @@ def _ids(folder: Path) -> dict[str, str]:
 
 def _wandb_records(folder: Path) -> Iterator[Any]:
     """The records of all parts of an offline run, in order, as W&B's own messages."""
+    for path in sorted((folder / "wandb").glob("offline-run-*/run-*.wandb")):
+        yield from _wandb_part(path)
+
+
+def _wandb_part(path: Path) -> list[Any]:
+    """W&B's service may write the last records a moment after the end of a run; the one of the exit is the last."""
     from wandb.proto import wandb_internal_pb2
 
-    for path in sorted((folder / "wandb").glob("offline-run-*/run-*.wandb")):
-        for data in _log_records(path.read_bytes()):
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(data)
-            yield record
+    deadline = time.monotonic() + 60
+    while True:
+        records = [wandb_internal_pb2.Record.FromString(data) for data in _log_records(path.read_bytes())]
+        if any(record.WhichOneof("record_type") == "exit" for record in records) or time.monotonic() > deadline:
+            return records
+        time.sleep(0.02)
 
 
 def _log_records(data: bytes) -> Iterator[bytes]:
     """The records of a log in LevelDB's format: blocks of 32 KiB, fragments behind headers of 7 bytes."""
-    assert data[:4] == b":W&B"
+    assert data[:4] in (b":W&B", b"")
     at, whole = 7, b""
     while at + 7 <= len(data):
         left = 32768 - at % 32768

@@ -51,7 +51,7 @@ def token_logprobs(logits_BTV: Tensor, tokens_BT: Tensor, *, temperature: float 
         )
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be a finite number above 0, got {temperature!r}")
-    return _TokenLogprobs.apply(logits_BTV, tokens_BT, temperature)
+    return _applied(_TokenLogprobs, logits_BTV, tokens_BT, temperature)
 
 
 def entropy(logits_BTV: Tensor) -> Tensor:
@@ -68,7 +68,11 @@ def entropy(logits_BTV: Tensor) -> Tensor:
     """
     if logits_BTV.dim() != 3:
         raise ValueError(f"logits_BTV has shape {list(logits_BTV.shape)}; expected [B, T, V]")
-    return _Entropy.apply(logits_BTV)
+    return _applied(_Entropy, logits_BTV)
+
+
+def _applied(function: type[torch.autograd.Function], *inputs: Any) -> Tensor:
+    return function.apply(*inputs)  # pyright: ignore  # torch gives apply no types
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -86,7 +90,7 @@ class _TokenLogprobs(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         # d logprob / d logit = (onehot - softmax) / temperature
         logits, tokens = ctx.saved_tensors
         grad_logits = torch.empty_like(logits)
@@ -112,7 +116,7 @@ class _Entropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         # d entropy / d logit = -p (log p + entropy)
         logits, result = ctx.saved_tensors
         grad_logits = torch.empty_like(logits)

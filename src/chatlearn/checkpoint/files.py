@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save_file  # pyright: ignore[reportUnknownVariableType]  # its PathLike is bare
 
 from chatlearn.errors import CheckpointError
+from chatlearn.guards import is_dict, is_instance, is_list, is_sequence
 
 
 def save_state(state: Any, stem: Path) -> None:
@@ -78,8 +79,8 @@ def sync_to_disk(path: Path) -> None:
 
 
 def _to_tree(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
-        return {"$array": _to_tree(torch.from_numpy(value.copy()), path, tensors)["$tensor"]}
+    if is_instance(value, np.ndarray) and value.dtype.kind in "biufc":
+        return {"$array": _to_tree(torch.as_tensor(value.copy(), device="cpu"), path, tensors)["$tensor"]}
     if isinstance(value, torch.Tensor):
         name = f"{len(tensors)}{path}"  # the number tells keys apart that read the same, such as 1 and "1"
         # a copy of its own: safetensors refuses tensors that share memory, as tied weights do
@@ -87,12 +88,12 @@ def _to_tree(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
         return {"$tensor": name}
     if value is None or isinstance(value, (bool, str)) or type(value) in (int, float):
         return value
-    if isinstance(value, (np.integer, np.floating, np.bool_)):
+    if is_instance(value, (np.integer, np.floating, np.bool_)):
         return value.item()
-    if isinstance(value, (list, tuple)):
+    if is_sequence(value):
         parts = [_to_tree(part, f"{path}/{i}", tensors) for i, part in enumerate(value)]
         return parts if isinstance(value, list) else {"$tuple": parts}
-    if isinstance(value, dict):
+    if is_dict(value):
         if all(isinstance(key, str) and not key.startswith("$") for key in value):
             return {key: _to_tree(part, f"{path}/{key}", tensors) for key, part in value.items()}
         return {
@@ -107,9 +108,9 @@ def _to_tree(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
 
 
 def _from_tree(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    if isinstance(tree, list):
+    if is_list(tree):
         return [_from_tree(part, tensors) for part in tree]
-    if not isinstance(tree, dict):
+    if not is_dict(tree):
         return tree
     if tree.keys() == {"$tensor"}:
         return tensors[tree["$tensor"]]

@@ -71,7 +71,8 @@ def discard_rows(path: Path, last_episode: int) -> None:
     """
     if not path.exists():
         return
-    kept, dropped = [], []
+    kept: list[str] = []
+    dropped: list[str] = []
     text = path.read_text(encoding="utf-8")
     for line in text.splitlines():
         (kept if _episode(line) <= last_episode else dropped).append(line + "\n")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from chatlearn.checkpoint.files import load_state, read_json, save_state, sync_to_disk, write_json
 from chatlearn.errors import CheckpointError
+from chatlearn.guards import is_dict, is_instance, is_mapping, is_sequence
 
 FORMAT = 1
 
@@ -49,7 +50,7 @@ class RunState:
 
     episode: int = 0
     position: int = 0
-    generation_batches: dict[str, int] = field(default_factory=dict)
+    generation_batches: dict[str, int] = field(default_factory=dict[str, int])
     global_batches: int = 0
     weight_version: int = 0
     best_value: float | None = None
@@ -94,7 +95,7 @@ class CheckpointStore:
         return complete.get(_name(episode))
 
     @contextmanager
-    def write(self, state: RunState, extra: dict[str, Any]) -> Iterator[Path]:
+    def write(self, state: RunState, extra: dict[str, Any]) -> Generator[Path]:
         """Yields a folder to fill; afterwards it is the newest checkpoint. An exception leaves no trace of it."""
         name = _name(state.episode)
         aside, final = self._folder / f".{name}.partial", self._folder / name
@@ -150,7 +151,10 @@ def read_run_state(checkpoint: Path) -> tuple[RunState, dict[str, Any]]:
     """
     content = read_json(checkpoint / "run.json")
     if content.get("format") != FORMAT:
-        raise CheckpointError(f"{checkpoint} has format {content.get('format')!r}; this version reads format {FORMAT}.")
+        raise CheckpointError(
+            f"{checkpoint} has format {content.get('format')!r}; this version reads format {FORMAT}. Resume with the "
+            f"version of chatlearn that wrote it, or start a new run."
+        )
     return RunState(**content["state"]), content
 
 
@@ -182,7 +186,7 @@ def check_same_identity(checkpoint: Path, saved: Mapping[str, Any], current: Map
 def _flat(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= _flat(value, f"{path}{key}.") if isinstance(value, Mapping) and value else {f"{path}{key}": value}
+        flat |= _flat(value, f"{path}{key}.") if is_mapping(value) and value else {f"{path}{key}": value}
     return flat
 
 
@@ -208,7 +212,10 @@ def save_module(module: Any, folder: str, iteration: int, trained: bool, synced:
     if not trained and _fingerprint(state) == module.__dict__.get("_setup_fingerprint"):
         state = {}
     if state:
-        save_state(state, _stem(module, folder))
+        try:
+            save_state(state, _stem(module, folder))
+        except CheckpointError as error:
+            raise CheckpointError(f"{module.name}: {error}") from error.__cause__
     wrote = _own_files(module, "save_checkpoint", folder, iteration)
     return bool(state) or wrote
 
@@ -274,11 +281,11 @@ def _fingerprint(value: Any) -> Any:
         # the weak reference keeps the storage's identity, though not its memory, from being given to a later tensor
         storage = StorageWeakRef(value.untyped_storage())
         return storage, value.storage_offset(), 0 if value.is_inference() else value._version, tuple(value.shape)
-    if isinstance(value, np.ndarray):
+    if is_instance(value, np.ndarray):
         return hashlib.blake2b(value.tobytes()).digest(), value.shape
-    if isinstance(value, dict):
+    if is_dict(value):
         return {key: _fingerprint(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
+    if is_sequence(value):
         return [_fingerprint(part) for part in value]
     return repr(value)
 

@@ -16,8 +16,9 @@ from chatlearn.config.problem import Problem, raise_problems
 from chatlearn.config.schema import Config, Path
 from chatlearn.config.tree import BROKEN, Mark, Tree, sources_of
 from chatlearn.config.upstream import notes
-from chatlearn.config.values import is_list, is_mapping, name_groups, split_names
+from chatlearn.config.values import name_groups, split_names
 from chatlearn.config.wording import nearest, problems_from, unknown_key
+from chatlearn.guards import is_list, is_mapping
 
 __all__ = ["Problem", "check_args", "check_models", "notes", "raise_problems", "validate"]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from chatlearn.config.schema import Config, ModelConfig
-from chatlearn.config.values import is_mapping
+from chatlearn.guards import is_mapping
 
 _WIDEST_VALUE = 40
 """Values that are wider push their source aside."""

@@ -10,7 +10,8 @@ from typing import Any
 
 from chatlearn.config.schema import INCLUDES, Path
 from chatlearn.config.tree import BROKEN, Mark, Tree
-from chatlearn.config.values import is_dict, is_path, is_sequence, shown
+from chatlearn.config.values import shown
+from chatlearn.guards import is_dict, is_path, is_sequence
 
 Chain = tuple[FilePath, ...]
 """Files that are being read, each included by the one before."""
@@ -65,9 +66,13 @@ def add_includes(tree: Tree, folder: str = "", chain: Chain = ()) -> None:
         tree.add_problem(place, tree.mark_at(place), message, f"write {INCLUDES}: [base.yaml]")
         return
     names: list[str] = [os.fspath(file) for file in files]
-    for index, name in reversed(list(enumerate(names))):
+    below = Tree(at=tree.at)
+    for index, name in enumerate(names):
         asked = tree.mark_at(place if files is not given else (*place, str(index)))
-        tree.lay_over(read_tree(_joined(folder, name), tree.at, asked, chain))
+        included = read_tree(_joined(folder, name), tree.at, asked, chain)
+        included.lay_over(below)
+        below = included
+    tree.lay_over(below)
 
 
 def add_model_files(tree: Tree, known: Mapping[str, str | None] | None = None) -> None:

@@ -13,8 +13,9 @@ from chatlearn.config.files import add_includes, add_model_files, read_tree
 from chatlearn.config.problem import Problem, config_error
 from chatlearn.config.schema import SECTIONS, Config, canonical
 from chatlearn.config.tree import Mark, Tree, tree_of, tree_of_config
-from chatlearn.config.values import is_dict, is_mapping, is_path, is_sequence, shown
+from chatlearn.config.values import shown
 from chatlearn.config.wording import known_keys, nearest
+from chatlearn.guards import is_dict, is_mapping, is_path, is_sequence
 
 Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Mapping[str, Any] | Config | None
 """What a configuration is loaded from: a YAML file or several, a mapping, a Config, or nothing."""

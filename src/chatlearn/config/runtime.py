@@ -9,7 +9,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from chatlearn.config.section import Count, Names, PathText, Section, Text
-from chatlearn.config.values import is_list, listed, name_groups, problem, shown, split_names
+from chatlearn.config.values import listed, name_groups, problem, shown, split_names
+from chatlearn.guards import is_list
 
 Ratio = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 SinkName = Literal["jsonl", "tensorboard", "wandb", "mlflow", "trackio"]
@@ -26,7 +27,9 @@ class RuntimeConfig(Section):
     seed: int = Field(default=0, ge=0, lt=2**63, description="Seed that all randomness of the run is derived from.")
     num_episode: int = Field(default=5000, ge=1, description="Episodes of the run.")
     sample_per_episode: int = Field(
-        default=1000, ge=1, description="Samples (not prompts) of experience in one episode."
+        default=1000,
+        ge=1,
+        description="Samples (not prompts) that an episode begins with; steps that expand or filter change the number.",
     )
     generation_batch_size: int = Field(default=2, ge=1, description="Samples in one call of an inference step.")
     train_micro_batch_size: int = Field(

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from chatlearn.config.values import is_mapping, problem, split_names
+from chatlearn.config.values import problem, split_names
+from chatlearn.errors import ConfigError
+from chatlearn.guards import is_mapping
 
 ALIASES: dict[str, dict[str, str]] = {
     "": {"rlhf": "runtime"},
@@ -28,7 +30,11 @@ Both spellings work in files, in overrides, in dicts and on reading (``config.rl
 
 
 class Section(BaseModel):
-    """Base of all sections: frozen, strict about types, no unknown keys, aliases on the way in and out."""
+    """Base of all sections: frozen, strict about types, no unknown keys, aliases on the way in and out.
+
+    Raises:
+        ConfigError: From setting an attribute.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
     section: ClassVar[str]
@@ -53,6 +59,13 @@ class Section(BaseModel):
             # Only reached for names that are no fields, so reading a field costs nothing extra.
             field = ALIASES[type(self).section].get(name)
             return super().__getattr__(name) if field is None else getattr(self, field)
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            key = f"{type(self).section}.{name}".replace("*", "<name>").lstrip(".")
+            raise ConfigError(
+                f"{key}: a configuration can't be changed once it is loaded. Give the value to chatlearn.init(), as "
+                f"{key}=… on the command line, or in a file or a dict."
+            )
 
 
 def _path_as_text(value: Any) -> Any:

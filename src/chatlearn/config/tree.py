@@ -11,7 +11,8 @@ from typing import Any
 
 from chatlearn.config.problem import Problem
 from chatlearn.config.schema import Config, Path, Section, aliases_at, section_of
-from chatlearn.config.values import is_dict, is_mapping, shown
+from chatlearn.config.values import shown
+from chatlearn.guards import is_dict, is_mapping
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,8 @@ class Tree:
             parent = parent[part]
             if not is_dict(parent):
                 above = ".".join(path[:length])
-                self.add_problem(path, mark, f"`{above}` is {shown(parent)}, so nothing can be set below it")
+                message = f"`{above}` is {shown(parent)}, so nothing can be set below it"
+                self.add_problem(path, mark, message, f"set `{above}` itself")
                 return
         if value is not BROKEN:
             parent[_same_key(parent, path[-1])] = {} if value is None and _may_be_empty(path) else value
@@ -175,7 +177,8 @@ def tree_of(data: Mapping[Any, Any], source: str) -> Tree:
     try:
         tree.data = tree.mapping(pairs(data), (), "", read)
     except RecursionError:
-        tree.add_problem((), Mark(source, ""), "the mapping is nested too deeply, or contains itself")
+        message = "the mapping is nested too deeply, or contains itself"
+        tree.add_problem((), Mark(source, ""), message, "make it flatter, or take it out of itself")
     return tree
 
 

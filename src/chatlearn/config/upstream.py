@@ -20,6 +20,7 @@ WITHOUT_EFFECT: dict[str, dict[str, str]] = {
         "model_type": "the module's class decides",
         "lora": "the modules of this version train all weights",
     },
+    "models.*.batch_generation": {"min_prompt_length": "responses are generated for whole batches, in one stage"},
     "runtime": {
         **dict.fromkeys(("colocation", "cpu_schedule_strategy"), _DEVICES),
         "validate_param_sync": "every sync is checked by its checksum",
@@ -64,6 +65,9 @@ def notes(config: Config) -> list[str]:
     sections: dict[str, dict[str, object]] = {
         "runtime_env": {"runtime_env": config.runtime_env},
         "models.*": {f"models.{name}": model for name, model in config.models.items()},
+        "models.*.batch_generation": {
+            f"models.{name}.batch_generation": model.batch_generation for name, model in config.models.items()
+        },
         "runtime": {"runtime": config.runtime},
     }
     for section, keys in WITHOUT_EFFECT.items():

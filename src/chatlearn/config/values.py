@@ -2,37 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
 from pathlib import PurePath
-from typing import Any, TypeGuard
+from typing import Any
 
 from pydantic_core import PydanticCustomError
 
-
-def is_mapping(value: object) -> TypeGuard[Mapping[Any, Any]]:
-    """Whether the value is a mapping; of what, is not known."""
-    return isinstance(value, Mapping)
-
-
-def is_dict(value: object) -> TypeGuard[dict[Any, Any]]:
-    """Whether the value is a dict; of what, is not known."""
-    return isinstance(value, dict)
-
-
-def is_list(value: object) -> TypeGuard[list[Any]]:
-    """Whether the value is a list; of what, is not known."""
-    return isinstance(value, list)
-
-
-def is_sequence(value: object) -> TypeGuard[Sequence[Any]]:
-    """Whether the value is a list or a tuple; of what, is not known."""
-    return isinstance(value, list | tuple)
-
-
-def is_path(value: object) -> TypeGuard[str | os.PathLike[str]]:
-    """Whether the value may name a file."""
-    return isinstance(value, str | os.PathLike)
+from chatlearn.guards import is_mapping, is_sequence
 
 
 def listed(value: Any) -> Any:
@@ -60,8 +35,11 @@ def name_groups(value: Any) -> Any:
     return [split_names(group) if isinstance(group, str | tuple) else group for group in value]
 
 
-def plain(value: Any) -> Any:
-    """A copy made of plain values only, so that it can be written to YAML and sent to workers."""
+def plain(value: Any, path: str = "") -> Any:
+    """A copy made of plain values only, so that it can be written to YAML and sent to workers.
+
+    ``path`` says where in the value of a key it stands, for the message.
+    """
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):
@@ -73,11 +51,11 @@ def plain(value: Any) -> Any:
     if isinstance(value, PurePath):
         return str(value)
     if is_mapping(value):
-        return {plain(key): plain(item) for key, item in value.items()}
+        return {plain(key, path): plain(item, f"{path}.{key}") for key, item in value.items()}
     if is_sequence(value):
-        return [plain(item) for item in value]
+        return [plain(item, f"{path}.{index}") for index, item in enumerate(value)]
     raise problem(
-        f"must consist of plain values, got {shown(value)}",
+        f"must consist of plain values, got {shown(value)}" + (f" at `{path[1:]}`" if path else ""),
         "use numbers, text, true/false, null, lists and mappings; pass objects to the module's constructor",
     )
 

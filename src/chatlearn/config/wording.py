@@ -18,7 +18,8 @@ from chatlearn.config.problem import Problem
 from chatlearn.config.schema import ALIASES, INCLUDES, SECTIONS, Path, section_of
 from chatlearn.config.tree import Mark
 from chatlearn.config.upstream import OBSOLETE
-from chatlearn.config.values import is_mapping, is_sequence, shown
+from chatlearn.config.values import shown
+from chatlearn.guards import is_mapping, is_sequence
 
 _KINDS: dict[Any, str] = {
     int: "an integer",

@@ -17,7 +17,8 @@ import yaml
 from chatlearn.config.environment import Variable, escape, split_references
 from chatlearn.config.schema import Config, Path
 from chatlearn.config.tree import BROKEN, Mark, Tree
-from chatlearn.config.values import is_dict, is_list, is_mapping, shown
+from chatlearn.config.values import shown
+from chatlearn.guards import is_dict, is_list, is_mapping
 
 _TAG = "tag:yaml.org,2002:"
 _SCALAR_TAGS = {_TAG + name for name in ("null", "bool", "int", "float", "str")}
@@ -150,7 +151,8 @@ class _Reader:
         for key_node, value_node in node.value:
             where = Mark(self.place(key_node), mark.key)
             if not isinstance(key_node, yaml.ScalarNode):
-                self.tree.add_problem(path, where, "a key must be a single word, got a list or a mapping")
+                message = "a key must be a single word, got a list or a mapping"
+                self.tree.add_problem(path, where, message, "write one `key: value` line for each")
                 continue
             key = self.plain_scalar(key_node, path, where)
             if key is BROKEN:
@@ -258,6 +260,12 @@ def _syntax_fix(reason: str) -> str:
         return "keep one document; remove the `---` between the parts"
     if "special characters" in reason:
         return "save the file as plain UTF-8 text"
+    if undefined := re.search(r"undefined alias '(.*)'", reason):
+        return (
+            f"write &{undefined[1]} before the value that it stands for, or put quotes around text that begins with *"
+        )
+    if reason.startswith("more than"):
+        return "use fewer aliases: each counts as often as it is used"
     return "check the indentation and the punctuation; put quotes around text with special characters"
 
 

@@ -38,7 +38,9 @@ def karmarkar_karp(lengths: Sequence[int], num_parts: int) -> list[list[int]]:
         combined = [_joined(a, b) for a, b in zip(first, reversed(second), strict=True)]
         combined.sort(key=lambda part: -part[0])
         heapq.heappush(heap, (combined[-1][0] - combined[0][0], number, combined))
-    parts = [sorted(indices) for _, indices in heap[0][2]] if heap else [[] for _ in range(num_parts)]
+    parts: list[list[int]] = [[] for _ in range(num_parts)]
+    if heap:
+        parts = [sorted(indices) for _, indices in heap[0][2]]
     return sorted(parts, key=lambda part: part[0] if part else len(lengths))
 
 

@@ -10,7 +10,8 @@ import torch
 
 from chatlearn.data.padding import SIDES, Padding, widened
 from chatlearn.errors import DataError
-from chatlearn.types import Batch, num_rows
+from chatlearn.guards import is_dict
+from chatlearn.types import Batch, Column, num_rows
 
 
 class Samples(list[dict[str, Any]]):
@@ -125,7 +126,11 @@ def split(batch: Batch, size: int) -> list[Batch]:
     """Cuts a batch into pieces of ``size`` rows; the last one may be smaller. Tensors become views.
 
     ``merge(split(batch, size))`` is ``batch``.
+
+    Raises:
+        DataError: a value has no rows.
     """
+    _check_rows("", batch)
     rows = num_rows(batch)
     return [batch] if rows <= size else [select(batch, range(i, min(i + size, rows))) for i in range(0, rows, size)]
 
@@ -163,7 +168,10 @@ def _merge(batches: Sequence[Batch], path: str, rules: Mapping[str, Padding], de
     for batch in batches[1:]:
         if batch.keys() != first.keys():
             odd = ", ".join(path + key for key in sorted(set(first) ^ set(batch)))
-            raise DataError(f"batches of one flow have different keys: {odd} is not in all of them.")
+            raise DataError(
+                f"batches of one flow have different keys: {odd} is not in all of them. Return the same keys every "
+                f"time, None where there is no value."
+            )
     return {key: _concatenate(path + key, [batch[key] for batch in batches], rules, default) for key in first}
 
 
@@ -201,7 +209,32 @@ def _concatenate(path: str, values: list[Any], rules: Mapping[str, Padding], def
         return [entry for value in values for entry in value]
     if len({value.ndim for value in values}) != 1:
         shapes = list(dict.fromkeys(str(list(value.shape)) for value in values))
-        raise DataError(f"{path!r} has {' and '.join(shapes[:2])} in batches that belong together.")
+        raise DataError(
+            f"{path!r} has {' and '.join(shapes[:2])} in batches that belong together. Return it with the same number "
+            f"of dimensions every time."
+        )
+    _check_rows(path, first)
     if len({value.shape[1:] for value in values}) > 1:
         values = widened(path, values, rules.get(path, default))
-    return torch.cat(values) if isinstance(first, torch.Tensor) else np.concatenate(values)
+    try:
+        return torch.cat(values) if isinstance(first, torch.Tensor) else np.concatenate(values)
+    except (TypeError, RuntimeError):
+        dtypes = list(dict.fromkeys(str(value.dtype).removeprefix("torch.") for value in values))
+        raise DataError(
+            f"{path!r} is {' and '.join(dtypes)} in batches that belong together, and no dtype holds both. Return it "
+            f"with the same dtype every time."
+        ) from None
+
+
+def _check_rows(path: str, value: Any) -> None:
+    """Raises DataError for what is no column of a batch."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            _check_rows(f"{path}.{key}" if path else str(key), part)
+    elif not isinstance(value, KINDS) or getattr(value, "ndim", 1) == 0:
+        raise DataError(
+            f"{path!r} is {type(value).__name__} without rows; values are tensors or arrays with the samples first, "
+            f"lists with one entry per sample, dicts of these, or None."
+        )
+    elif isinstance(value, torch.Tensor) and value.layout != torch.strided:
+        raise DataError(f"{path!r} is a tensor of layout {value.layout}; only dense ones have rows. Call to_dense().")

@@ -1,6 +1,7 @@
 """Rows of files, read as they are asked for. A row is a dict of columns, or a text.
 
-The objects travel between processes by the file's path; what they have read stays behind.
+The objects travel between processes by the file's path; what they have read stays behind. A file has to stay as it was
+when it was opened: one that is gone or has changed is an error, never a row that stood somewhere else.
 """
 
 from __future__ import annotations
@@ -8,18 +9,29 @@ from __future__ import annotations
 import csv
 import json
 import operator
+import os
 from abc import abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from chatlearn.errors import DataError
 
 _CHUNK_BYTES = 1 << 24
+_AS_IT_WAS = "Put it back as it was and go on, or start a new run; a file of prompts has to stay while a run reads it."
+_OTHER_CONTENT = {
+    b"\x1f\x8b": "packed with gzip",
+    b"\x28\xb5\x2f\xfd": "packed with zstd",
+    b"\xfd7zXZ": "packed with xz",
+    b"PK\x03\x04": "a zip archive (or a spreadsheet)",
+    b"\xff\xfe": "UTF-16, not UTF-8",
+    b"\xfe\xff": "UTF-16, not UTF-8",
+}
+"""What a file that should hold text is, by its first bytes."""
 
 
 class Rows(Sequence[Any]):
@@ -47,12 +59,54 @@ class FileRows(Rows):
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._stamp = _Stamp.of(os.stat(path))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.path,)
+        return _reopened, (type(self), self.path, self._stamp.size)
 
     def __repr__(self) -> str:
         return f"<{len(self)} rows of {self.path}>"
+
+    def _check_complete(self) -> None:
+        """Refuses a file that somebody writes to while it is read for the first time."""
+        if _Stamp.of(os.stat(self.path)) != self._stamp:
+            raise DataError(f"{self.path}: the file changes while it is read. Wait until it is written.")
+
+    def _changed(self, stamp: _Stamp, place: str) -> DataError:
+        if stamp.size != self._stamp.size:
+            change = f"it had {self._stamp.size:,} bytes and has {stamp.size:,}"
+        else:
+            change = "it has as many bytes, but was written again"
+        return DataError(f"{place}: the file has changed since it was opened ({change}). {_AS_IT_WAS}")
+
+
+class _Stamp(NamedTuple):
+    """What changes when a file does."""
+
+    size: int
+    written: int
+    inode: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> _Stamp:
+        return cls(status.st_size, status.st_mtime_ns, status.st_ino)
+
+
+def _reopened(kind: type[FileRows], path: Path, size: int) -> FileRows:
+    """Rows in another process; a copy of the file on another machine counts as the same."""
+    try:
+        rows = kind(path)
+    except OSError as error:
+        raise DataError(
+            f"{path}: the file of prompts can't be read where this worker runs ({error.strerror or error}). Put it "
+            f"where every worker finds it."
+        ) from error
+    if rows._stamp.size != size:
+        raise DataError(
+            f"{path}: the file has {rows._stamp.size:,} bytes where this worker runs, but had {size:,} when it was "
+            f"opened. Put the same file where every worker finds it, and leave it as it is."
+        )
+    return rows
 
 
 class Concatenation(Rows):
@@ -75,38 +129,41 @@ class TextLines(FileRows):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self._starts, self._stops = _line_places(path)
+        self._starts, self._stops, self._blanks = _line_places(path)
+        self._check_complete()
 
     def __len__(self) -> int:
         return len(self._starts)
 
     def row(self, number: int) -> Any:
         start, stop = int(self._starts[number]), int(self._stops[number])
-        with self.path.open("rb") as file:
-            file.seek(start)
-            line = file.read(stop - start)
+        try:
+            with self.path.open("rb") as file:
+                stamp = _Stamp.of(os.fstat(file.fileno()))
+                file.seek(start)
+                line = file.read(stop - start)
+        except FileNotFoundError as error:
+            raise DataError(f"{self._place(number)}: the file is gone since it was opened. {_AS_IT_WAS}") from error
+        except OSError as error:
+            reason = error.strerror or error
+            raise DataError(f"{self._place(number)}: the file can't be read any more ({reason}).") from error
+        if stamp != self._stamp:
+            raise self._changed(stamp, self._place(number))
         try:
             return self.parse(line.decode("utf-8"))
         except UnicodeDecodeError as error:
-            raise DataError(f"{self._place(start)}: not UTF-8 ({error.reason}). Save the file as UTF-8.") from error
+            raise DataError(f"{self._place(number)}: not UTF-8 ({error.reason}). Save the file as UTF-8.") from error
         except _RowError as error:
-            raise DataError(f"{self._place(start)}: {error}") from error
+            raise DataError(f"{self._place(number)}: {error}") from error
 
     def parse(self, line: str) -> Any:
         """A line as a row."""
         return line.rstrip("\r\n")
 
-    def _place(self, start: int) -> str:
-        """``file:line`` of the line that begins at byte ``start``."""
-        line = 1
-        with self.path.open("rb") as file:
-            while start > 0:
-                chunk = file.read(min(start, _CHUNK_BYTES))
-                if not chunk:
-                    break
-                line += chunk.count(b"\n")
-                start -= len(chunk)
-        return f"{self.path}:{line}"
+    def _place(self, number: int) -> str:
+        """``file:line`` of a row, also of a file that is gone."""
+        blank = int(np.searchsorted(self._blanks, self._starts[number]))
+        return f"{self.path}:{number + blank + 1}"
 
 
 class JsonLines(TextLines):
@@ -114,7 +171,7 @@ class JsonLines(TextLines):
 
     def parse(self, line: str) -> Any:
         try:
-            return _checked_row(json.loads(line))
+            return _checked_row(json.loads(line.rstrip("\r\n")))
         except (ValueError, RecursionError) as error:
             raise _RowError(f"{_bad_json(error)}. JSON Lines hold one whole record a line.") from error
 
@@ -127,12 +184,15 @@ class JsonList(FileRows):
         try:
             self._rows: list[Any] = json.loads(path.read_text(encoding="utf-8-sig"))
         except UnicodeDecodeError as error:
-            raise DataError(f"{path}: not UTF-8 ({error.reason}). Save the file as UTF-8.") from error
+            raise DataError(
+                f"{_place_of_bad_text(path)}: not UTF-8 ({error.reason}). Save the file as UTF-8."
+            ) from error
         except (ValueError, RecursionError) as error:
             raise DataError(
                 f"{path}:{getattr(error, 'lineno', 1)}: {_bad_json(error)}. A .json file that begins with [ holds one "
                 f"list; name a file with a record a line .jsonl."
             ) from error
+        self._check_complete()
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -149,6 +209,7 @@ class CsvRows(FileRows):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
+        check_text(path)
         lines: list[list[str]] = []
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
@@ -163,8 +224,9 @@ class CsvRows(FileRows):
                 ) from error
             except UnicodeDecodeError as error:
                 raise DataError(
-                    f"{path}:{reader.line_num + 1}: not UTF-8 ({error.reason}). Save the file as UTF-8."
+                    f"{_place_of_bad_text(path)}: not UTF-8 ({error.reason}). Save the file as UTF-8."
                 ) from error
+        self._check_complete()
         self._columns, self._lines = (lines[0], lines[1:]) if lines else ([], [])
 
     def _check(self, lines: list[list[str]], line: list[str], number: int) -> None:
@@ -174,7 +236,7 @@ class CsvRows(FileRows):
                 f"Quote values that hold the separator."
             )
         if not lines and len(set(line)) != len(line):
-            raise DataError(f"{self.path}:{number}: a column's name stands twice in {', '.join(line)}.")
+            raise DataError(f"{self.path}:{number}: a column's name stands twice in {', '.join(line)}. Rename one.")
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -188,7 +250,11 @@ class ParquetRows(FileRows):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self._length: int = _parquet("read_metadata", path).num_rows
+        metadata = _parquet("read_metadata", path)
+        self._length: int = metadata.num_rows
+        names = metadata.schema.to_arrow_schema().names
+        if len(set(names)) != len(names):
+            raise DataError(f"{path}: a column's name stands twice in {', '.join(names)}. Rename one.")
         self._table: Any = None
 
     def __len__(self) -> int:
@@ -196,8 +262,17 @@ class ParquetRows(FileRows):
 
     def row(self, number: int) -> dict[str, Any]:
         if self._table is None:
-            self._table = _parquet("read_table", self.path)
+            self._table = self._read(f"{self.path}: row {number}")
         return self._table.slice(number, 1).to_pylist()[0]
+
+    def _read(self, place: str) -> Any:
+        try:
+            stamp = _Stamp.of(os.stat(self.path))
+        except OSError as error:
+            raise DataError(f"{place}: the file is gone since it was opened. {_AS_IT_WAS}") from error
+        if stamp != self._stamp:
+            raise self._changed(stamp, place)
+        return _parquet("read_table", self.path)
 
 
 class _RowError(Exception):
@@ -228,16 +303,47 @@ def _parquet(function: str, path: Path) -> Any:
         ) from error
     try:
         return getattr(parquet, function)(path)
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path}: no readable Parquet file ({error}). Write it again.") from error
 
 
-def _line_places(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The first byte of each line that is not blank, and the byte behind its last, both int64."""
+def check_text(path: Path) -> None:
+    """Refuses a file that holds something else than UTF-8.
+
+    Raises:
+        DataError: its first bytes are those of a packed file, of Parquet or of UTF-16.
+    """
+    with path.open("rb") as file:
+        head = file.read(8)
+    for magic, name in _OTHER_CONTENT.items():
+        if head.startswith(magic):
+            raise DataError(
+                f"{path}: the file should hold text by its ending, but is {name}. Unpack or convert it, or name it by "
+                f"its content."
+            )
+
+
+def _place_of_bad_text(path: Path) -> str:
+    """``file:line`` of the first line that is not UTF-8."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError:
+                return f"{path}:{number}"
+    return str(path)
+
+
+def _line_places(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The first byte of each line that is not blank, the byte behind its last, and the first byte of each blank line,
+    all int64.
+    """
+    check_text(path)
     with path.open("rb") as file:
         start = 3 if file.read(3) == b"\xef\xbb\xbf" else 0
     starts: list[np.ndarray] = []
     stops: list[np.ndarray] = []
+    blanks: list[np.ndarray] = []
     for offset, lines in _whole_lines(path, start):
         array = np.frombuffer(lines, dtype=np.uint8)
         ends = np.flatnonzero(array == ord("\n")) + 1
@@ -249,8 +355,9 @@ def _line_places(path: Path) -> tuple[np.ndarray, np.ndarray]:
         blank = [i for i in suspects if not lines[begins[i] : ends[i]].strip()]
         starts.append(np.delete(begins, blank) + offset)
         stops.append(np.delete(ends, blank) + offset)
-    empty = [np.empty(0, dtype=np.int64)]
-    return np.concatenate(starts or empty), np.concatenate(stops or empty)
+        blanks.append(begins[blank] + offset)
+    places = [np.concatenate([np.empty(0, dtype=np.int64), *parts]) for parts in (starts, stops, blanks)]
+    return places[0], places[1], places[2]
 
 
 def _whole_lines(path: Path, start: int) -> Iterator[tuple[int, bytes]]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from chatlearn.errors import DataError
+from chatlearn.guards import is_mapping, is_sequence
 
 LENGTH_KEYS = ("prompt_tokens", "tokens", "input_ids", "prompt", "query", "messages")
 """Keys whose value tells how long a sample is; the first that a sample has counts."""
@@ -20,7 +21,7 @@ def length_of(sample: Any) -> int:
     Raises:
         DataError: nothing in it has a length.
     """
-    if not isinstance(sample, Mapping):
+    if not is_mapping(sample):
         return _size(sample, f"a sample of type {type(sample).__name__}")
     known = next((key for key in LENGTH_KEYS if sample.get(key) is not None), None)
     if known is not None:
@@ -65,6 +66,6 @@ def _size(value: Any, what: str) -> int:
     shape = getattr(value, "shape", None)
     if shape is not None:
         return int(shape[-1])
-    if isinstance(value, (list, tuple)) and value and all(isinstance(m, Mapping) and "content" in m for m in value):
+    if is_sequence(value) and value and all(is_mapping(message) and "content" in message for message in value):
         return sum(len(message["content"] or "") for message in value)
     return len(value)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from chatlearn.errors import DataError, ModuleError
+from chatlearn.guards import is_instance
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +53,7 @@ def padding_rules(declared: Iterable[tuple[str, Mapping[str, Padding]]]) -> dict
     owners: dict[str, str] = {}
     for module, own in declared:
         for key, rule in own.items():
-            if not isinstance(rule, Padding):
+            if not is_instance(rule, Padding):
                 raise ModuleError(
                     f"{module}: the padding of {key!r} is {rule!r}. Give a rule such as "
                     f'padding = {{"{key}": Padding(0, "left")}} (from chatlearn.data.padding).'
@@ -76,7 +77,7 @@ def widened(key: str, values: Sequence[Any], rule: Padding) -> list[Any]:
     return [_widened(key, value, widths, rule) for value in values]
 
 
-def _widened(key: str, value: Any, widths: list[int], rule: Padding) -> Any:
+def _widened(key: str, value: torch.Tensor | np.ndarray, widths: list[int], rule: Padding) -> Any:
     missing = [width - size for width, size in zip(widths, value.shape[1:], strict=True)]
     amounts = [(n, 0) if rule.side == "left" else (0, n) for n in missing]
     if not any(missing):

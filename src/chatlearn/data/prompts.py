@@ -10,6 +10,7 @@ from typing import Any
 from chatlearn.data.collate import Samples
 from chatlearn.data.lengths import length_of
 from chatlearn.errors import ChatLearnError, DataError
+from chatlearn.guards import is_dict
 from chatlearn.types import Batch
 
 
@@ -24,7 +25,7 @@ class PromptDataset:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         prompt = self._prompts[index]
-        return prompt if isinstance(prompt, dict) else {"prompt": prompt}
+        return prompt if is_dict(prompt) else {"prompt": prompt}
 
     def collate_fn(self, samples: Samples) -> Batch:
         """Columns as they are: lists with one entry per sample."""
@@ -49,7 +50,7 @@ def open_dataset(module: Any, prompts: Sequence[Any], is_eval: bool) -> Any:
             f"torch.utils.data.Dataset (or any sequence of samples)."
         )
     if len(dataset) == 0:
-        raise DataError(f"{where} returns an empty data set for {len(prompts)} prompts.")
+        raise DataError(f"{where} returns an empty data set for {len(prompts)} prompts. Keep at least one.")
     return dataset
 
 
@@ -90,7 +91,7 @@ def fetch_from(datasets: Sequence[Any], picks: Sequence[tuple[int, int]]) -> Bat
             f"turns a list of samples into a dict of tensors and lists (chatlearn.data.collate.pad stacks "
             f"unequal lengths)."
         ).with_traceback(error.__traceback__) from error
-    if not isinstance(batch, dict):
+    if not is_dict(batch):
         raise DataError(
             f"collating gives {type(batch).__name__}, but a batch is a dict. Let __getitem__ return a dict such as "
             f'{{"query": …}}.'
@@ -121,6 +122,6 @@ def _read(datasets: Sequence[Any], number: int, index: int) -> Any:
 
 
 def _default_collate(samples: Samples) -> Any:
-    from torch.utils.data import default_collate
+    from torch.utils.data import default_collate  # pyright: ignore[reportUnknownVariableType]  # takes a bare list
 
     return default_collate(list(samples))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 import glob
 import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from chatlearn.data.files import Concatenation, CsvRows, JsonLines, JsonList, ParquetRows, TextLines
+from chatlearn.data.files import Concatenation, CsvRows, JsonLines, JsonList, ParquetRows, TextLines, check_text
 from chatlearn.errors import DataError
 
 
@@ -41,6 +42,7 @@ def read_prompts(source: Any) -> Sequence[Any]:
 
 def _read_json(path: Path) -> Sequence[Any]:
     """JSON Lines, or one list over the whole file."""
+    check_text(path)
     with path.open("rb") as file:
         is_list = file.read(256).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
     return JsonList(path) if is_list else JsonLines(path)
@@ -57,6 +59,9 @@ READERS: dict[str, Callable[[Path], Sequence[Any]]] = {
 }
 """Readers of files, by ending."""
 
+PACKED = {".gz": "gunzip -k", ".zst": "unzstd", ".bz2": "bunzip2 -k", ".xz": "unxz -k", ".zip": "unzip"}
+"""Endings of packed files, and the command that unpacks them."""
+
 
 def _read_files(files: Sequence[Path]) -> Sequence[Any]:
     parts = [_read_file(file) for file in files]
@@ -64,40 +69,62 @@ def _read_files(files: Sequence[Path]) -> Sequence[Any]:
 
 
 def _read_file(path: Path) -> Sequence[Any]:
+    if command := PACKED.get(path.suffix.lower()):
+        raise DataError(
+            f"{path}: the file is packed. Prompts are read at their places in a file, in any order, so it has to be "
+            f"plain. Unpack it first: {command} {shlex.quote(str(path))}"
+        )
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise DataError(
             f"{path}: the ending {path.suffix!r} is not known. Prompts are read from files that end with "
             f"{', '.join(READERS)}; data in other forms can be given as a list or a data set."
         )
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path}: this is no regular file. Write its content to one first.")
     try:
         rows = reader(path)
     except OSError as error:
         raise DataError(f"{path}: the file can't be read ({error.strerror or error}).") from error
     if len(rows) == 0:
-        raise DataError(f"{path}: the file holds no prompts.")
+        raise DataError(f"{path}: the file holds no prompts. Give a file with at least one.")
     rows[0]  # a file of another form than its ending says is told at once
     return rows
 
 
 def _files(source: str | Path) -> list[Path]:
     """The files that a path, a folder or a pattern stands for, sorted by name."""
+    if not str(source).strip():
+        raise DataError("the prompts are an empty text. Give a list of prompts, or the path of a file.")
     path = Path(source).expanduser().absolute()
     if os.path.isdir(path):  # unlike Path's methods, these take a name that is too long for no file
-        files = sorted(file for file in path.iterdir() if file.suffix.lower() in READERS)
-        if not files:
-            raise DataError(f"{path}: the folder holds no files that end with {', '.join(READERS)}.")
-        return files
+        return _files_in(path)
     if os.path.exists(path):
         return [path]
     found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
-    if files := [file for file in found if file.is_file()]:
+    if files := [file for file in found if not file.is_dir()]:
         return files
     what = "no file matches" if glob.has_magic(str(source)) else "there is no file"
     raise DataError(
         f"{what} {str(path)!r}.{_nearest(path)} A str or Path names a file of prompts; prompts themselves are "
         f"given as a list: [{str(source)[:60]!r}]."
     )
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """The files of prompts in a folder itself, hidden ones apart; packed ones too, so that none is left out unsaid."""
+    visible = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    files = [path for path in visible if not path.is_dir()]
+    if prompts := [path for path in files if _holds_prompts(path)]:
+        return prompts
+    subfolders = [path.name for path in visible if path.is_dir()]
+    deeper = f" It has subfolders: {str(folder / '**' / '*.jsonl')!r} goes through them all." if subfolders else ""
+    raise DataError(f"{folder}: the folder holds no files that end with {', '.join(READERS)}.{deeper}")
+
+
+def _holds_prompts(path: Path) -> bool:
+    name = path.with_suffix("") if path.suffix.lower() in PACKED else path
+    return name.suffix.lower() in READERS
 
 
 def _nearest(path: Path) -> str:

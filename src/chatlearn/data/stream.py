@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,7 @@ class StreamDataset:
     It holds references and row counts only, never rows. Experience is taken from ``source`` as it is asked for: by
     :meth:`fill` all at once (the loader ``fixed``), or by :meth:`batches` as far as the next global batch needs
     (``dynamic``). Every sample comes exactly once per epoch; a batch is smaller where the counts don't divide or a
-    group would be split, never filled up. Both loaders give the same batches.
+    group would be split (larger only where it holds one group), never filled up. Both loaders give the same batches.
 
     Attributes:
         global_batch_size: samples per :class:`GlobalBatch`.
@@ -61,7 +61,7 @@ class StreamDataset:
     shuffle_seed: Callable[[int], int] = lambda epoch: epoch
     source: Iterator[Experience] = field(default_factory=lambda: iter(()))
     shuffle_unit: int = 1
-    _experience: list[Experience] = field(default_factory=list)
+    _experience: list[Experience] = field(default_factory=list[Experience])
 
     def __len__(self) -> int:
         """Number of samples that have arrived."""
@@ -99,11 +99,11 @@ class StreamDataset:
 
     def _take_whole_groups(self, places: list[_Place]) -> list[_Place]:
         """Takes one global batch off the front. It ends with a group, and is as large as it can be; a group that is
-        larger than a global batch is cut.
+        larger than a global batch is one of its own.
         """
-        end = self.global_batch_size
-        if not self._is_group_end(places, end):
-            end = next((cut for cut in range(end - 1, 0, -1) if self._is_group_end(places, cut)), end)
+        size = self.global_batch_size
+        cuts = chain(range(size, 0, -1), range(size + 1, len(places)))
+        end = next((cut for cut in cuts if self._is_group_end(places, cut)), len(places))
         taken = places[:end]
         del places[:end]
         return taken
@@ -118,7 +118,7 @@ class StreamDataset:
         for batch in self._whole_batches():
             ends = range(self.shuffle_unit, len(batch), self.shuffle_unit)
             cuts = [0, *(end for end in ends if self._is_group_end(batch, end)), len(batch)]
-            for start, end in itertools.pairwise(cuts):
+            for start, end in pairwise(cuts):
                 (ragged if (end - start) % self.shuffle_unit else whole).append(batch[start:end])
         order = np.random.Generator(np.random.Philox(key=self.shuffle_seed(epoch))).permutation(len(whole))
         return [*(whole[i] for i in order), *ragged]

@@ -43,7 +43,7 @@ class EpisodeInfo:
     engine: Engine
     episode: int
     experience: StreamDataset | None = None
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict[str, float])
     evaluation: Evaluation | None = None
 
 

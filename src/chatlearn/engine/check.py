@@ -15,6 +15,7 @@ from chatlearn.errors import DataError, EngineError, FlowError, ModuleError
 from chatlearn.flow.clients import check_clients
 from chatlearn.flow.contracts import UNKNOWN_DATA, Known, missing_reads, yields
 from chatlearn.flow.graph import Graph
+from chatlearn.guards import is_mapping
 from chatlearn.modules.base import BaseModule
 from chatlearn.observe.sinks import check_sinks
 from chatlearn.runtime.worker import check_replicable
@@ -77,7 +78,7 @@ def _section(config: Config, name: str) -> ModelConfig:
 
 def check_trained(config: Config, trained: Collection[str]) -> list[Problem]:
     """A trained module has one replica: another one would never see what the first has learned."""
-    problems = []
+    problems: list[Problem] = []
     for name in trained:
         if (num := _section(config, name).num_replica) > 1:
             key = f"models.{name}.num_replica"
@@ -127,7 +128,8 @@ def check_offload(config: Config, modules: Mapping[str, BaseModule]) -> list[str
 
 def check_export(config: Config, modules: Mapping[str, BaseModule]) -> list[Problem]:
     """What ``runtime.export`` names has to be a module of the flows, and able to."""
-    problems, where = [], config.sources.get("runtime.export", "")
+    where = config.sources.get("runtime.export", "")
+    problems: list[Problem] = []
     for name in config.runtime.export:
         if name not in modules:
             message, fix = f"no flow uses a module `{name}`", f"use one of: {', '.join(modules)}"
@@ -203,7 +205,7 @@ def check_reads(environment: Environment | None, trainer: Trainer | None, evalua
 def _known_of(datasets: Sequence[Any]) -> Known:
     """Keys of the first prompts, if these are dicts; the data set that a module makes of them may hold more."""
     first = [prompts[0] for prompts in datasets if len(prompts)]
-    return UNKNOWN_DATA | Known(frozenset(key for sample in first if isinstance(sample, Mapping) for key in sample))
+    return UNKNOWN_DATA | Known(frozenset(key for sample in first if is_mapping(sample) for key in sample))
 
 
 def check_syncs(pairs: Iterable[tuple[BaseModule, BaseModule]], modules: Mapping[str, BaseModule]) -> None:

@@ -13,7 +13,7 @@ from chatlearn.engine.residency import Residency
 from chatlearn.errors import EngineError
 from chatlearn.flow.graph import Node
 from chatlearn.flow.signature import step_signature
-from chatlearn.modules.base import BaseModule, describe
+from chatlearn.modules.base import BaseModule, describe, step_functions
 from chatlearn.observe.metrics import MetricBuffer
 from chatlearn.runtime.base import Cluster, Future, Handle, create_cluster
 from chatlearn.runtime.clients import ClientRef, with_clients
@@ -193,7 +193,7 @@ class Deployment:
 
     def call_step(self, module: BaseModule, step: str, data: Sequence[Batch]) -> Batch | None:
         """Runs one step on batches of the driver and returns its output; what it logs is dropped."""
-        signature = step_signature(module._step_functions[step])
+        signature = step_signature(step_functions(module)[step])
         names = [f"*{i}" for i in range(len(data))] if signature.variadic else signature.data
         parts = [tuple(data)] if signature.merges else [(batch,) for batch in data]
         if len(parts) != len(names):
@@ -262,7 +262,7 @@ class Deployment:
 
     def _ref(self, module: BaseModule) -> ClientRef:
         """A module among the constants of a call, as it travels."""
-        steps = {name: step_signature(function).data for name, function in module._step_functions.items()}
+        steps = {name: step_signature(function).data for name, function in step_functions(module).items()}
         return ClientRef(module.name, steps, len(self._replicas[module.name]))
 
     def _share(self, values: Mapping[str, Any]) -> None:

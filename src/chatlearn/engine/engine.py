@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -30,7 +30,7 @@ _only_checking: ContextVar[list[Engine] | None] = ContextVar("only_checking", de
 
 
 @contextmanager
-def checking_only() -> Iterator[list[Engine]]:
+def checking_only() -> Generator[list[Engine]]:
     """Yields the engines that were checked. Inside, ``learn()`` checks and prints its flows instead of running
     (``chatlearn check program.py``).
 
@@ -327,7 +327,7 @@ class Engine(Wiring):
         return self._deployment
 
     @contextmanager
-    def _globals(self) -> Iterator[None]:
+    def _globals(self) -> Generator[None]:
         """The process's global state as a run wants it, and as it was afterwards."""
         with preserved_globals(), deterministic_kernels(self._settled.runtime.deterministic):
             yield
@@ -372,7 +372,7 @@ class Engine(Wiring):
             self._deployment = None
 
     @contextmanager
-    def _running(self, folder: RunFolder) -> Iterator[Run]:
+    def _running(self, folder: RunFolder) -> Generator[Run]:
         """Everything open; afterwards files are closed, on whatever way out."""
         trained = [] if self.trainer is None else list(self.trainer.graph.modules)
         synced = {destination.name: frequency for _, destination, frequency in self._frequencies()}
@@ -406,7 +406,7 @@ def open_syncs(
     Raises:
         SyncError: the weights of a pair do not fit.
     """
-    syncs = []
+    syncs: list[tuple[ParameterSync, int]] = []
     for source, destination, frequency in pairs:
         replicas = deployment.handles(destination.name)
         sync = ParameterSync(deployment.cluster, deployment.handles(source.name)[0], replicas)

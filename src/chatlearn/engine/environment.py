@@ -26,7 +26,7 @@ class Environment(Executor):
 
     def __init__(self, flow: Callable[[Any], Any]) -> None:
         super().__init__(flow)
-        check_steps(self.graph, _no_training)
+        check_steps(self.graph, no_training)
         self.prompts = Prompts()
 
     def set_dataset(self, prompts: Sequence[Any]) -> Environment:
@@ -72,5 +72,6 @@ def _complete(deployment: Deployment, experience: Experience) -> Experience:
     return experience
 
 
-def _no_training(node: Node) -> str | None:
+def no_training(node: Node) -> str | None:
+    """Why a node does not belong into a flow that trains nothing, if it does not."""
     return "train_step belongs into the flow of a Trainer." if node.step == "train_step" else None

@@ -6,14 +6,16 @@ import numbers
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 from chatlearn.data.sampler import Sampler
 from chatlearn.data.sources import read_prompts
 from chatlearn.engine.deployment import Deployment
-from chatlearn.engine.environment import _no_training
+from chatlearn.engine.environment import no_training
 from chatlearn.engine.executor import Executor, check_steps
 from chatlearn.errors import EngineError
+from chatlearn.guards import is_instance
 from chatlearn.modules.base import merge_batches
 from chatlearn.runtime.base import Future
 from chatlearn.types import Batch
@@ -46,7 +48,7 @@ class Evaluator(Executor):
 
     def __init__(self, flow: Callable[[Any], Any]) -> None:
         super().__init__(flow)
-        check_steps(self.graph, _no_training)
+        check_steps(self.graph, no_training)
         self._datasets: dict[str, Sequence[Any]] = {}
         self._post_process: Callable[[list[Batch], dict[str, Any]], Any] | None = None
 
@@ -55,7 +57,7 @@ class Evaluator(Executor):
         """The data sets by name; a single one is called ``""``."""
         return self._datasets
 
-    def set_dataset(self, prompts: Sequence[Any]) -> Self:
+    def set_dataset(self, prompts: Sequence[Any] | str | Path) -> Self:
         """Sets the prompts that the first module of the flow builds its evaluation data set from."""
         self._datasets = {"": read_prompts(prompts)}
         return self
@@ -67,7 +69,7 @@ class Evaluator(Executor):
             EngineError: there are none, or a name is no plain word.
         """
         named = dict(datasets) if isinstance(datasets, Mapping) else {str(i): d for i, d in enumerate(datasets)}
-        if not named or not all(isinstance(name, str) and name and "/" not in name for name in named):
+        if not named or not all(is_instance(name, str) and name and "/" not in name for name in named):
             raise EngineError(
                 "Evaluator.set_multiple_datasets takes a dict such as {'easy': prompts, 'hard': prompts}; names are "
                 f"text without '/'. Got {', '.join(map(repr, named)) or 'no data sets'}."
@@ -141,4 +143,4 @@ def _merged(deployment: Deployment, outputs: Sequence[Future]) -> Batch:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return is_instance(value, numbers.Real) and not isinstance(value, bool)

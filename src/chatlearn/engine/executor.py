@@ -62,10 +62,9 @@ class Executor:
         advanced: dict[str, int] = {}
         for node in self.graph:
             rows = pass_.ids[node.space]
-            size = deployment.batch_size(node.module.name)
             calls: list[Call] = []
-            for start in range(0, len(rows), size):
-                piece = None if len(rows) <= size else range(start, min(start + size, len(rows)))
+            for part in rows.pieces(deployment.batch_size(node.module.name)):
+                piece = None if len(part) == len(rows) else part
                 iteration = counters.get(node.module.name, 0) + len(calls)
                 calls.append(
                     deployment.run(
@@ -139,8 +138,8 @@ class _Pass:
 
     def _reshape(self, node: Node, calls: list[Call]) -> None:
         """Begins a row space; waits for the calls, since nobody else knows how many rows there are."""
-        ids, rows = self.ids[node.space], []
-        offset = 0
+        ids, offset = self.ids[node.space], 0
+        rows: list[int] = []
         for call in calls:
             report: Report = self._deployment.cluster.get(call.report)
             rows += [offset + row for row in report.source_rows or ()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Self
 
 from chatlearn.engine.engine import Engine
@@ -25,12 +26,14 @@ class EvalEngine(Engine):
     """
 
     def __init__(self, eval_flow: Callable[[Any], Any] | None = None, evaluator: Evaluator | None = None) -> None:
-        if (eval_flow is None) == (evaluator is None):
+        if eval_flow is not None and evaluator is None:
+            evaluator = Evaluator(eval_flow)
+        elif eval_flow is not None or evaluator is None:
             raise EngineError("EvalEngine takes a flow, or an evaluator: EvalEngine(eval_flow).")
-        self._measures = Evaluator(eval_flow) if evaluator is None else evaluator  # type: ignore[arg-type]
+        self._measures = evaluator
         super().__init__(evaluator=self._measures)
 
-    def set_dataset(self, prompts: Sequence[Any]) -> Self:
+    def set_dataset(self, prompts: Sequence[Any] | str | Path) -> Self:
         """Sets the prompts to evaluate on."""
         self._measures.set_dataset(prompts)
         return self

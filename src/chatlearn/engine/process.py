@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -20,7 +20,7 @@ class Interrupted(KeyboardInterrupt, SystemExit):
 
 
 @contextmanager
-def frozen_heap() -> Iterator[None]:
+def frozen_heap() -> Generator[None]:
     """What is alive before a run stays so: the garbage collector need not walk over it again and again."""
     gc.collect()
     gc.freeze()
@@ -31,7 +31,7 @@ def frozen_heap() -> Iterator[None]:
 
 
 @contextmanager
-def sigterm_raises() -> Iterator[None]:
+def sigterm_raises() -> Generator[None]:
     """SIGTERM ends a run as Ctrl-C does (in the main thread, where signals arrive)."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -13,6 +13,7 @@ from chatlearn.data.sampler import PromptSampler, make_sampler
 from chatlearn.data.sources import read_prompts
 from chatlearn.engine.deployment import Deployment
 from chatlearn.errors import EngineError
+from chatlearn.guards import is_instance
 from chatlearn.runtime.base import Future
 from chatlearn.types import SampleIds
 
@@ -124,7 +125,7 @@ class OpenPrompts:
 def _shares(ratio: Sequence[float] | None, count: int, name: str) -> tuple[float, ...] | None:
     if ratio is None:
         return None
-    shares = [share for share in ratio if isinstance(share, (int, float)) and 0 < share < math.inf]
+    shares = [share for share in ratio if is_instance(share, (int, float)) and 0 < share < math.inf]
     if len(shares) != len(ratio) or len(shares) != count:
         raise EngineError(f"{name} is {list(ratio)}, but there are {count} data sets: give each a number above 0.")
     return tuple(map(float, shares))

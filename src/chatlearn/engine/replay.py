@@ -13,6 +13,7 @@ from chatlearn.data.stream import Experience, StreamDataset
 from chatlearn.engine.deployment import Deployment
 from chatlearn.modules.base import merge_batches
 from chatlearn.runtime.seeding import derive_seed, seed_everything
+from chatlearn.types import Batch, SampleIds
 
 
 class Replay:
@@ -40,12 +41,20 @@ class Replay:
             DataError: the user's function raises, or gives something else than samples.
         """
         seed_everything(derive_seed(self._runtime.seed, "replay", episode))
-        samples = select(self._buffer.episodes, self._function)
-        number, size = len(self._buffer.episodes), len(samples)
+        parts = list(self._parts(deployment))
+        number, size = len(self._buffer.episodes), sum(len(ids) for _, ids in parts)
         deployment.metrics.add([("replay/num_episodes", number, "sum", 1), ("replay/num_samples", size, "sum", 1)])
+        for batch, ids in parts:
+            yield Experience((deployment.cluster.put(batch),), ids)
+
+    def _parts(self, deployment: Deployment) -> Iterator[tuple[Batch, SampleIds]]:
+        if self._function is None:
+            for episode in self._buffer.episodes:
+                yield from episode.parts
+            return
+        samples = select(self._buffer.episodes, self._function)
         for piece in _whole_groups(samples, self._runtime.train_global_batch_size):
-            for batch, ids in batches(piece, deployment.padding):
-                yield Experience((deployment.cluster.put(batch),), ids)
+            yield from batches(piece, deployment.padding)
 
     def state(self) -> dict[str, Any]:
         """The episodes that later ones need, as a plain tree."""

@@ -32,6 +32,7 @@ from chatlearn.data.stream import Experience
 from chatlearn.engine.best import BestMetric
 from chatlearn.engine.deployment import Deployment
 from chatlearn.engine.replay import Replay
+from chatlearn.guards import is_dict, is_instance
 from chatlearn.modules.base import merge_batches
 from chatlearn.observe.curve import draw_learning_curve
 from chatlearn.observe.profiler import episode_profiler
@@ -287,10 +288,18 @@ def _readable(batch: Batch, row: int) -> dict[str, Any]:
     for key, column in batch.items():
         if key in ("attention_mask", "response_mask"):
             continue
-        value = column if column is None or isinstance(column, dict) else column[row]
-        if isinstance(value, torch.Tensor) and response is not None and value.shape == response.shape:
-            value = value[response]
-        if isinstance(value, (torch.Tensor, np.ndarray)):
-            value = value.tolist() if math.prod(value.shape) <= _MAX_NUMBERS else f"{value.dtype} {list(value.shape)}"
-        values[key] = _readable(value, row) if isinstance(value, dict) and isinstance(column, dict) else value
+        if column is None:
+            values[key] = None
+        elif is_dict(column):
+            values[key] = _readable(column, row)
+        else:
+            values[key] = _readable_value(column[row], response)
     return values
+
+
+def _readable_value(value: Any, response: torch.Tensor | None) -> Any:
+    if is_instance(value, torch.Tensor) and response is not None and value.shape == response.shape:
+        value = value[response]
+    if is_instance(value, (torch.Tensor, np.ndarray)):
+        return value.tolist() if math.prod(value.shape) <= _MAX_NUMBERS else f"{value.dtype} {list(value.shape)}"
+    return value

@@ -56,7 +56,8 @@ def _positional(where: str, call: str, signature: StepSignature, args: tuple[Any
     if len(positional) > len(names):
         wants = ", ".join(signature.data) or "no data"
         raise FlowError(
-            f"{where}: {call} takes {wants}, but gets {len(args)} positional arguments. Merge or drop some."
+            f"{where}: {call} takes {wants}, but gets {len(args)} positional arguments. Merge or drop some; a "
+            f"parameter that is no data has a default or comes after `*`, and is given by keyword."
         )
     return dict(zip(names, positional, strict=False))
 

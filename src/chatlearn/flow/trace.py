@@ -30,7 +30,10 @@ def trace(flow: Callable[[Any], Any]) -> Graph:
             output. Exceptions of the flow's own code pass through unchanged.
     """
     if not callable(flow):
-        raise FlowError(f"A flow is a function of one batch; got {type(flow).__name__} {flow!r}.")
+        raise FlowError(
+            f"A flow is a function of one batch; got {type(flow).__name__} {flow!r}. Write "
+            f"`def flow(batch): return policy.forward_step(batch)`, and pass `flow`."
+        )
     name, where = _identity(flow)
     _check_arity(flow, name, where)
     recorder = Recorder(name)

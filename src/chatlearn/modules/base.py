@@ -19,9 +19,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from chatlearn.errors import MissingStepError, ModuleError
+from chatlearn.errors import DataError, MissingStepError, ModuleError
 from chatlearn.flow.signature import step_signature
 from chatlearn.flow.trace import is_symbolic, record
+from chatlearn.guards import is_instance
 from chatlearn.modules.marks import step
 from chatlearn.modules.noise import uniforms
 from chatlearn.modules.settings import Settings
@@ -32,7 +33,17 @@ if TYPE_CHECKING:
 
     from chatlearn.data.padding import Padding
 
-__all__ = ["STEPS", "BaseModule", "Description", "ModuleContext", "describe", "merge_batches", "step", "take_ownership"]
+__all__ = [
+    "STEPS",
+    "BaseModule",
+    "Description",
+    "ModuleContext",
+    "describe",
+    "merge_batches",
+    "step",
+    "step_functions",
+    "take_ownership",
+]
 
 STEPS = ("forward_step", "train_step", "eval_step")
 """Methods that are steps by their name."""
@@ -63,10 +74,12 @@ class ModuleContext:
     ids: SampleIds = field(default_factory=lambda: SampleIds((), ()))
     call_seed: int = 0
     generator: Any = None
-    shared: dict[str, Any] = field(default_factory=dict)
-    padding: dict[str, Padding] = field(default_factory=dict)
-    puts: list[tuple[str, Any]] = field(default_factory=list)
-    metrics: list[tuple[str, float | torch.Tensor, str]] = field(default_factory=list)
+    shared: dict[str, Any] = field(default_factory=dict[str, Any])
+    padding: dict[str, Padding] = field(default_factory=dict[str, "Padding"])
+    puts: list[tuple[str, Any]] = field(default_factory=list[tuple[str, Any]])
+    metrics: list[tuple[str, float | torch.Tensor, str]] = field(
+        default_factory=list[tuple[str, "float | torch.Tensor", str]]
+    )
     checkpoint_path: Any = None
 
 
@@ -120,7 +133,7 @@ class BaseModule:
         super().__init_subclass__(**kwargs)
         cls._step_functions = _find_steps(cls)
         for name, function in cls._step_functions.items():
-            if _wrapped_step(getattr(cls, name)) is None:
+            if not _records_as(getattr(cls, name), name):
                 setattr(cls, name, _as_step(name, function))
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -237,7 +250,7 @@ class BaseModule:
         Raises:
             ModuleError: the key is no string.
         """
-        if not isinstance(key, str):
+        if not is_instance(key, str):
             raise ModuleError(f"{self.name}.put: the key is a string, got {key!r}.")
         self._context.puts.append((key, value))
 
@@ -259,7 +272,10 @@ class BaseModule:
         """
         from chatlearn.data.padding import Padding
 
-        self._context.padding[key] = Padding(padding_value, padding_type)
+        try:
+            self._context.padding[key] = Padding(padding_value, padding_type)
+        except DataError as error:
+            raise DataError(f"{self.name}.add_padding_config({key!r}, …): {error}") from None
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         """Sum of ``x`` over the ranks of the replica; every loss normaliser uses it. One rank: ``x`` itself."""
@@ -318,8 +334,13 @@ class BaseModule:
 
 def describe(module: BaseModule) -> Description:
     """The description of a driver's module object."""
-    args, kwargs = module._construction
+    args, kwargs = vars(module)["_construction"]
     return Description(type(module), args, kwargs, module.name)
+
+
+def step_functions(module: BaseModule) -> Mapping[str, Callable[..., Any]]:
+    """The plain function of each step of a module, by name; without what records it in a flow."""
+    return vars(type(module))["_step_functions"]
 
 
 def take_ownership(module: BaseModule) -> None:
@@ -353,8 +374,16 @@ def _find_steps(cls: type) -> dict[str, Callable[..., Any]]:
 
 def _wrapped_step(function: Any) -> Callable[..., Any] | None:
     """The user's function that :func:`_as_step` wrapped; ``None`` for all else, decorators' copies of the mark too."""
-    wrapper, original = getattr(function, "_step_of", (None, None))
+    wrapper, original, _ = getattr(function, "_step_of", (None, None, None))
     return original if wrapper is function else None
+
+
+def _records_as(function: Any, name: str) -> bool:
+    """Whether a flow records this method as the step ``name``; one that a class has under two names is recorded as one
+    of them (``eval_step = Parent.forward_step``).
+    """
+    wrapper, _, recorded = getattr(function, "_step_of", (None, None, None))
+    return wrapper is function and recorded == name
 
 
 def _as_step(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -370,7 +399,7 @@ def _as_step(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
             args = (merge_batches(args[:num_batches]), *args[num_batches:])
         return function(self, *args, **kwargs)
 
-    call._step_of = (call, function)  # type: ignore[attr-defined]
+    call._step_of = (call, function, name)  # type: ignore[attr-defined]
     return call
 
 

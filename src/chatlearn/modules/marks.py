@@ -62,7 +62,11 @@ def step(
         raise ModuleError("@step: a step expands or filters; expands=True allows no rows for some input rows too.")
 
     def mark(function: F) -> F:
-        marks = {"_is_chatlearn_step": True, "_chatlearn_expands": expands, "_chatlearn_filters": filters}
+        marks: dict[str, Any] = {
+            "_is_chatlearn_step": True,
+            "_chatlearn_expands": expands,
+            "_chatlearn_filters": filters,
+        }
         marks["_chatlearn_reads"] = None if reads is None else frozenset(reads)
         marks["_chatlearn_writes"] = None if writes is None else frozenset(writes)
         for name, value in marks.items():

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -27,10 +28,12 @@ def uniforms(seed: int, ids: Sequence[int], n: int) -> torch.Tensor:
         counters = (np.arange(1, n + 1, dtype=np.uint64) * np.uint64(_GOLDEN)).reshape(1, -1)
         bits = _mix(state + counters)
     # 23 bits and a half: never 0, never 1, and exact in float32
-    return torch.from_numpy(((bits >> np.uint64(41)).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-23))
+    return torch.as_tensor(
+        ((bits >> np.uint64(41)).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-23), device="cpu"
+    )
 
 
-def _mix(z):  # numpy is imported lazily, so its types can't be named here
+def _mix(z: np.ndarray) -> np.ndarray:
     import numpy as np
 
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
+from chatlearn.guards import kind_of
+
 
 class Settings(dict[str, Any]):
     """A dict whose keys are attributes too: ``settings.lr`` is ``settings["lr"]``, in nested dicts as well.
@@ -18,4 +20,4 @@ class Settings(dict[str, Any]):
             hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(str, self)) or 'none'}."
             raise AttributeError(f"There is no setting {name!r} under models.<name>.args; {hint}", name=name, obj=self)
         value = self[name]
-        return Settings(value) if type(value) is dict else value
+        return Settings(value) if kind_of(value) is dict else value

@@ -8,18 +8,24 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import FileIO
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 _END = b"\n]}\n"
 _FLUSH_AT = 50_000
 """Spans kept in memory at most, however long an episode is."""
+
+_SPANS_PER_WRITE = 250
+"""About 100 kB: larger texts cost more by the byte, since their memory is new each time."""
 
 Span = tuple[str, str, float, float, float, Mapping[str, Any]]
 """(track, name, start, end, seconds of waiting before the start, further arguments); an instant has the track ""."""
@@ -40,12 +46,28 @@ class TrackLoad:
     waiting_seconds: float = 0.0
 
 
-@dataclass(slots=True)
 class _Lane:
-    """A track of the trace: when its last slice ends, and its number."""
+    """A track of the trace: when its last slice ends, and what all events of it begin with."""
 
-    end: float
-    tid: int
+    __slots__ = ("end", "head", "wait_head")
+
+    def __init__(self, end: float, tid: int, track: str) -> None:
+        self.end = end
+        self.head = f'{{"ph":"X","cat":"work","pid":1,"tid":{tid},"name":'
+        self.wait_head = f'"cat":"waiting","pid":1,"tid":0,"name":{json.dumps(f"{track} waiting")},"id":"0x'
+
+
+class _Quoted(dict[str, str]):
+    """Texts in the form of JSON, each escaped once."""
+
+    def __missing__(self, text: str) -> str:
+        if len(self) >= 10_000:  # texts that come once only must not gather
+            self.clear()
+        quoted = self[text] = json.dumps(text)
+        return quoted
+
+
+_QUOTED = _Quoted()
 
 
 class TraceFile:
@@ -64,13 +86,14 @@ class TraceFile:
         self._path, self._max_bytes, self._process = path, max_bytes, process
         self._pending: deque[Span] = deque()
         self._lock = threading.Lock()
-        self._quoted: dict[str, str] = {}
-        self._wait_fields: dict[str, str] = {}
-        self._tracks: dict[str, int] = {}
+        self._tracks: dict[str, int] = {}  # number of each, from 1 on
+        self._num_named = 0  # tracks whose name stands in the file
         self._lanes: dict[str, list[_Lane]] = {}
         self._number = len(trace_files(path)) or 1
         self._start = now = time.time()
+        self._size = 0
         self._file = self._reopen(_numbered(path, self._number)) or self._create()
+        self._num_named = len(self._tracks)
         self._clock = now - time.perf_counter() - self._start  # seconds of the trace where perf_counter() is 0
         self._wait_id = int(now * 1e6)  # so that ids differ between the parts of a resumed run
 
@@ -98,46 +121,50 @@ class TraceFile:
         """Writes what was added; called once an episode."""
         with self._lock:
             spans = [self._pending.popleft() for _ in range(len(self._pending))]
-            spans.sort(key=lambda span: span[2])
-            for first in range(0, len(spans), 5000):
-                if self._file.tell() > self._max_bytes:
+            spans.sort(key=itemgetter(2))
+            for first in range(0, len(spans), _SPANS_PER_WRITE):
+                if self._size > self._max_bytes:
                     self._rotate()
-                num_tracks = len(self._tracks)
-                events = [self._format(span) for span in spans[first : first + 5000]]
-                names = [_track_name(label, tid) for label, tid in list(self._tracks.items())[num_tracks:]]
+                events = self._format(spans[first : first + _SPANS_PER_WRITE])
+                names = [_track_name(label, tid) for label, tid in self._tracks.items() if tid > self._num_named]
                 self._write([*names, *events])
+                self._num_named = len(self._tracks)
 
     def close(self) -> None:
         """Flushes and closes the file."""
         self.flush()
         self._file.close()
 
-    def _format(self, span: Span) -> str:
-        """The events of a span, one a line. This is the hot path: 3 to 4 µs with a wait."""
-        track, name, start, end, waited, args = span
-        at = (start + self._clock) * 1e6
-        more = "".join([f',"{key}":{value if type(value) is int else _plain(value)}' for key, value in args.items()])
-        if not track:
-            return f'{{"ph":"i","s":"g","pid":1,"tid":0,"name":{json.dumps(name)},"ts":{at:.1f},"args":{{{more[1:]}}}}}'
-        quoted = self._quoted.get(name) or self._quote(name)
-        lanes = self._lanes.get(track)
-        lane = lanes[0] if lanes and lanes[0].end <= start else self._free_lane(track, start)
-        lane.end = end
-        work = (
-            f'{{"ph":"X","cat":"work","pid":1,"tid":{lane.tid},"name":{quoted},"ts":{at:.1f},'
-            f'"dur":{(end - start) * 1e6:.1f},"args":{{"waited":{waited:.7f}{more}}}}}'
-        )
-        return work if waited <= 0 else f"{work},\n{self._format_wait(track, at, waited)}"
-
-    def _format_wait(self, track: str, at: float, waited: float) -> str:
-        """An async slice that ends at ``at`` (microseconds)."""
-        self._wait_id += 1
-        fields = self._wait_fields.get(track)
-        if fields is None:
-            name = json.dumps(f"{track} waiting")
-            fields = self._wait_fields[track] = f'"cat":"waiting","pid":1,"tid":0,"name":{name}'
-        wait = f'{fields},"id":"0x{self._wait_id:x}"'
-        return f'{{"ph":"b",{wait},"ts":{at - waited * 1e6:.1f}}},\n{{"ph":"e",{wait},"ts":{at:.1f}}}'
+    def _format(self, spans: Iterable[Span]) -> list[str]:
+        """The events of spans, one a line. This is the hot path, so names are looked up once and escaped once."""
+        lines: list[str] = []
+        add, lanes, clock = lines.append, self._lanes, self._clock
+        for track, name, start, end, waited, args in spans:
+            at = (start + clock) * 1e6
+            when = f"{at:.1f}"
+            more = ""
+            for key, value in args.items():
+                kind = type(value)
+                text = value if kind is int else _QUOTED[value] if kind is str else _plain(value)
+                more = f"{more},{_QUOTED[key]}:{text}"
+            if not track:
+                add(f'{{"ph":"i","s":"g","pid":1,"tid":0,"name":{_QUOTED[name]},"ts":{when},"args":{{{more[1:]}}}}}')
+                continue
+            of_track = lanes.get(track)
+            lane = of_track[0] if of_track and of_track[0].end <= start else self._free_lane(track, start)
+            lane.end = end
+            work = (
+                f'{lane.head}{_QUOTED[name]},"ts":{when},"dur":{(end - start) * 1e6:.1f},'
+                f'"args":{{"waited":{waited:.7f}{more}}}}}'
+            )
+            if waited <= 0:
+                add(work)
+                continue
+            # an async slice that ends where the work begins
+            self._wait_id += 1
+            wait = f'{lane.wait_head}{self._wait_id:x}","ts":'
+            add(f'{work},\n{{"ph":"b",{wait}{at - waited * 1e6:.1f}}},\n{{"ph":"e",{wait}{when}}}')
+        return lines
 
     def _free_lane(self, track: str, start: float) -> _Lane:
         """Slices of one track must not overlap, so a replica that runs calls side by side gets further tracks."""
@@ -146,35 +173,35 @@ class TraceFile:
             if lane.end <= start:
                 return lane
         label = track if not lanes else f"{track} #{len(lanes) + 1}"
-        lanes.append(_Lane(start, self._tracks.setdefault(label, len(self._tracks) + 1)))
+        lanes.append(_Lane(start, self._tracks.setdefault(label, len(self._tracks) + 1), track))
         return lanes[-1]
 
-    def _quote(self, text: str) -> str:
-        quoted = self._quoted[text] = json.dumps(text)
-        return quoted
-
     def _write(self, events: Sequence[str]) -> None:
-        """Puts events before the closing brackets, in one write."""
-        self._file.seek(-len(_END), 2)
-        self._file.write("".join([f",\n{event}" for event in events]).encode() + _END)
-        self._file.flush()
+        """Puts events before the closing brackets, in one call of the system: before and after it the file is whole."""
+        self._put(",\n".join(["", *events]).encode() + _END, self._size - len(_END))
 
-    def _create(self) -> BinaryIO:
+    def _put(self, text: bytes, at: int) -> None:
+        descriptor = self._file.fileno()
+        while text:
+            written = os.pwrite(descriptor, text, at)
+            text, at = text[written:], at + written
+        self._size = at
+
+    def _create(self) -> FileIO:
         """Begins a file, with the names of the tracks that there are."""
         head = f'{{"displayTimeUnit":"ms","otherData":{{"start_unix_seconds":{self._start!r}}},"traceEvents":[\n'
         process = f'{{"ph":"M","name":"process_name","pid":1,"args":{{"name":{json.dumps(self._process)}}}}}'
         names = [_track_name(label, number) for label, number in self._tracks.items()]
-        file = _numbered(self._path, self._number).open("w+b")
-        file.write(head.encode() + ",\n".join([process, *names]).encode() + _END)
-        file.flush()
-        return file
+        self._file = FileIO(_numbered(self._path, self._number), "w")
+        self._put(head.encode() + ",\n".join([process, *names]).encode() + _END, 0)
+        return self._file
 
     def _rotate(self) -> None:
         self._file.close()
         self._number += 1
         self._file = self._create()
 
-    def _reopen(self, path: Path) -> BinaryIO | None:
+    def _reopen(self, path: Path) -> FileIO | None:
         """Goes on in a file, behind its last whole line; ``None`` if there is no file, or nothing whole in it."""
         if not path.exists():
             return None
@@ -182,12 +209,10 @@ class TraceFile:
         if start is None or not end:
             return None
         self._start = start
-        file = path.open("r+b")
-        file.truncate(end)
-        file.seek(end)
-        file.write(_END)
-        file.flush()
-        return file
+        self._file = FileIO(path, "r+")
+        self._put(_END, end)
+        self._file.truncate(self._size)
+        return self._file
 
 
 def trace_files(path: Path) -> list[Path]:

@@ -14,7 +14,7 @@ from chatlearn.guards import is_dict
 from chatlearn.types import Batch, Column, num_rows
 
 Returned: TypeAlias = "Column | tuple[Any, ...] | float | str"
-"""What a step may have put under a key: a column of a batch, or what is made one or refused."""
+"""What a step may have returned, and put under a key of it: some makes a batch, the rest is refused."""
 
 
 def normalise(batch: Mapping[Any, Returned], rows: int | None = None, path: str = "") -> Batch:
@@ -33,7 +33,7 @@ def normalise(batch: Mapping[Any, Returned], rows: int | None = None, path: str 
     for key, value in batch.items():
         name = f"{path}{key}"
         if not isinstance(key, str):
-            raise DataError(f"the key {key!r} is not a string.")
+            raise DataError(f"the key {key!r} is not a string. Give every value of a batch a name.")
         if value is None:  # stands for the whole batch, and has no rows
             result[key] = None
             continue
@@ -42,15 +42,11 @@ def normalise(batch: Mapping[Any, Returned], rows: int | None = None, path: str 
             rows = num_rows(value) if rows is None and value else rows
             continue
         if isinstance(value, torch.Tensor):
-            if value.layout != torch.strided:
-                raise DataError(
-                    f"{name!r} is a tensor of layout {value.layout}; only dense ones travel. Return {name}.to_dense()."
-                )
-            value = _normal_tensor(value)
+            value = _normal_tensor(value, name)
         elif isinstance(value, np.ndarray):
             value = np.ascontiguousarray(value) if value.ndim else value
         elif isinstance(value, (list, tuple)):
-            value = [_normal_tensor(entry) if isinstance(entry, torch.Tensor) else entry for entry in value]
+            value = [_normal_tensor(entry, name) if isinstance(entry, torch.Tensor) else entry for entry in value]
         if not isinstance(value, (torch.Tensor, np.ndarray, list)) or (not isinstance(value, list) and value.ndim == 0):
             raise DataError(
                 f"{name!r} is {type(value).__name__} without rows; values are tensors or arrays with the samples "
@@ -67,7 +63,11 @@ def normalise(batch: Mapping[Any, Returned], rows: int | None = None, path: str 
     return result
 
 
-def _normal_tensor(tensor: torch.Tensor) -> torch.Tensor:
+def _normal_tensor(tensor: torch.Tensor, name: str) -> torch.Tensor:
+    if tensor.layout != torch.strided:
+        raise DataError(
+            f"{name!r} is a tensor of layout {tensor.layout}; only dense ones travel. Return {name}.to_dense()."
+        )
     tensor = tensor.detach().contiguous()
     return tensor.clone() if tensor.is_inference() else tensor
 

@@ -95,6 +95,8 @@ def with_clients(value: Any, replaced: Callable[[Any], Any], kind: type) -> Any:
     container = kind_of(value)
     if container is dict:
         return {key: with_clients(part, replaced, kind) for key, part in value.items()}
-    if container in (list, tuple):
-        return container(with_clients(part, replaced, kind) for part in value)
+    if container is list:
+        return [with_clients(part, replaced, kind) for part in value]
+    if container is tuple:
+        return tuple([with_clients(part, replaced, kind) for part in value])
     return value

@@ -32,17 +32,17 @@ def decode(data: bytes) -> Any:
     return _unpack(data, ext_hook=_restore, strict_map_key=False, unicode_errors="surrogatepass")
 
 
-# None of the three libraries' functions carries types.
+# Neither library's functions carry types.
 def _pack(value: Any, **options: Any) -> bytes:
-    return msgpack.packb(value, **options)  # pyright: ignore
+    return msgpack.packb(value, **options)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType, reportReturnType]
 
 
 def _unpack(data: bytes, **options: Any) -> Any:
-    return msgpack.unpackb(data, **options)  # pyright: ignore
+    return msgpack.unpackb(data, **options)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 
 def _pickled(value: Any) -> bytes:
-    return cloudpickle.dumps(value)  # pyright: ignore
+    return cloudpickle.dumps(value)  # pyright: ignore[reportUnknownMemberType]
 
 
 def _simple(value: Any) -> Any:

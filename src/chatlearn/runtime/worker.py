@@ -23,9 +23,10 @@ from chatlearn.data.padding import Padding
 from chatlearn.data.prompts import fetch_from, lengths_of, open_dataset
 from chatlearn.errors import ChatLearnError, DataError, ModuleError, StepError, WorkerError
 from chatlearn.flow.signature import step_signature
-from chatlearn.modules.base import BaseModule, Description, ModuleContext, merge_batches
+from chatlearn.guards import is_list, kind_of
+from chatlearn.modules.base import BaseModule, Description, ModuleContext, merge_batches, step_functions
 from chatlearn.modules.settings import Settings
-from chatlearn.runtime.batches import normalise, own, taken_source_rows, tensors_of
+from chatlearn.runtime.batches import Returned, normalise, own, taken_source_rows, tensors_of
 from chatlearn.runtime.clients import Ask, Client, ClientRef, with_clients
 from chatlearn.runtime.seeding import derive_seed, seed_everything
 from chatlearn.types import Batch, SampleIds
@@ -69,6 +70,8 @@ class Rows:
 Value = tuple[Rows, ...] | Any
 """What one reference of a flow stands for: :class:`Rows` to concatenate, or the future of a list of micro-batches."""
 
+StepData = Mapping[str, Batch | list[Batch]]
+"""What the data parameters of a step get: a batch, or in a training flow a list of micro-batches."""
 
 STEP_PHASES = frozenset({"experience", "train", "eval", "call"})
 
@@ -135,15 +138,17 @@ class Worker:
         self.replica = replica
         self.settings = settings
         args, kwargs = copy.deepcopy((description.args, description.kwargs))
-        self.module: BaseModule = None  # type: ignore[assignment]  # until it is constructed, with generators seeded
-        self._enter("construct")
+        seed_everything(derive_seed(settings.seed, self.name, "construct"))
         self.module = description.module_class(*args, **kwargs)
-        self.module.__dict__["_context"] = ModuleContext(
-            model_args=Settings(settings.model_args) if type(settings.model_args) is dict else settings.model_args,
+        self._steps = step_functions(self.module)
+        model_args = settings.model_args
+        self._context = ModuleContext(
+            model_args=Settings(model_args) if kind_of(model_args) is dict else model_args,
             module_args=settings.module_args,
             runtime_args=settings.runtime_args,
             replica_id=replica,
         )
+        self.module.__dict__["_context"] = self._context
         self._datasets: dict[str, Any] = {}
         self._padding: Mapping[str, Padding] = {}
         self._one_at_a_time = threading.RLock()
@@ -182,7 +187,7 @@ class Worker:
 
     def padding(self) -> dict[str, Padding]:
         """The module's own padding rules, as of now."""
-        return {**self.module.padding, **self.module._context.padding}
+        return {**self.module.padding, **self._context.padding}
 
     def use_padding(self, rules: Mapping[str, Padding]) -> None:
         """Takes the rules of all modules of the run."""
@@ -190,7 +195,7 @@ class Worker:
 
     def share(self, values: Mapping[str, Any]) -> None:
         """Makes values that modules have put available to ``get``."""
-        self.module._context.shared.update(values)
+        self._context.shared.update(values)
 
     def apply(self, function: Callable[..., Any], *args: Any) -> Any:
         """Calls ``function(module, *args)`` here."""
@@ -249,12 +254,12 @@ class Worker:
 
     def _run_step(self, call: StepCall, inputs: Mapping[str, Sequence[Value]]) -> tuple[Any, Report]:
         start = time.perf_counter()
-        function = self.module._step_functions[call.step]
+        function = self._steps[call.step]
         signature = step_signature(function)
         key = (call.step, call.occurrence, call.origin) if call.origin else (call.step, call.occurrence)
         seed = derive_seed(self.settings.seed, call.phase, self.name, *key)
         self._enter(call.phase, *key, call.index)
-        context = self.module._context
+        context = self._context
         context.seed, context.ids, context.metrics = seed, call.ids, []
         try:
             data = {name: _gather(values, call.micro_batch_size, self._padding) for name, values in inputs.items()}
@@ -290,23 +295,20 @@ class Worker:
     ) -> tuple[list[Batch] | None, Metrics]:
         """In a training flow steps other than ``train_step`` see one micro-batch at a time."""
         assert call.micro_batch_size is not None
-        context = self.module._context
         values = {"iteration": call.run_parameters.get("iteration"), "is_eval": False}
         parameters = step_signature(function).run_parameters(values)
         outputs: list[Any] = []
         metrics: Metrics = []
         constants = self._constants(call)
         for start, ids in zip(itertools.count(), _split_ids(call.ids, call.micro_batch_size), strict=False):
-            context.ids = ids
+            self._context.ids = ids
             piece = {name: micro_batches[start] for name, micro_batches in data.items()}
             output = self._step(call, function, {**piece, **constants, **parameters}, piece)
             outputs.append(self._checked(call, output, len(ids)))
             metrics += self._take_metrics(len(ids))
         return None if outputs and outputs[0] is None else outputs, metrics
 
-    def _step(
-        self, call: StepCall, function: Callable[..., Any], arguments: dict[str, Any], data: dict[str, Any]
-    ) -> Any:
+    def _step(self, call: StepCall, function: Callable[..., Any], arguments: dict[str, Any], data: StepData) -> Any:
         self._check_reads(call, data)
         mutates = self.module.mutates_inputs
         given = {name: own(value, mutates) for name, value in data.items()}
@@ -316,7 +318,7 @@ class Worker:
             call.step,
             call.place,
             lambda: step_signature(function).call(function, self.module, {**arguments, **given}),
-            ids=self.module._context.ids,
+            ids=self._context.ids,
         )
         if changed := [key for key, tensor, version in watched if tensor._version != version]:
             raise StepError(
@@ -326,9 +328,9 @@ class Worker:
             )
         return result
 
-    def _check_reads(self, call: StepCall, data: dict[str, Any]) -> None:
-        first = next(iter(data.values()), {})
-        keys = first[0].keys() if isinstance(first, list) and first else first
+    def _check_reads(self, call: StepCall, data: StepData) -> None:
+        first: Batch | list[Batch] = next(iter(data.values())) if data else {}
+        keys: Batch = (first[0] if first else {}) if isinstance(first, list) else first
         if missing := sorted(self.module.reads - set(keys)):
             raise StepError(
                 f"{self}.{call.step} ({call.place}) needs {', '.join(map(repr, missing))}, but its input has "
@@ -368,7 +370,7 @@ class Worker:
             }
         return parameters
 
-    def _checked(self, call: StepCall, output: Any, rows: int) -> Batch | None:
+    def _checked(self, call: StepCall, output: Returned, rows: int) -> Batch | None:
         place = f"{self}.{call.step} ({call.place})"
         if output is None:
             if call.used:
@@ -387,12 +389,11 @@ class Worker:
             raise StepError(f"{place} returns a malformed batch: {error}") from None
 
     def _take_metrics(self, rows: int) -> Metrics:
-        metrics, self.module._context.metrics = self.module._context.metrics, []
+        metrics, self._context.metrics = self._context.metrics, []
         return [(f"{self.name}/{name}", float(value), reduction, rows) for name, value, reduction in metrics]
 
     def _report(self, metrics: Metrics, start: float, rows: tuple[int, ...] | None = None) -> Report:
-        context = self.module._context
-        puts, context.puts = tuple(context.puts), []
+        puts, self._context.puts = tuple(self._context.puts), []
         for report in self._client_reports:
             metrics, puts = [*metrics, *report.metrics], (*puts, *report.puts)
         return Report(metrics, puts, rows, start, time.perf_counter())
@@ -401,8 +402,7 @@ class Worker:
         seed = derive_seed(self.settings.seed, self.name, *place)
         if place[0] not in STEP_PHASES or self.settings.seeds_globals:
             seed_everything(seed)
-        if self.module is not None:
-            self.module._context.call_seed, self.module._context.generator = seed, None
+        self._context.call_seed, self._context.generator = seed, None
 
 
 def _nobody(module: str, replica: int, call: StepCall, inputs: Mapping[str, Any]) -> tuple[Any, Report]:
@@ -413,8 +413,8 @@ def _gather(values: Sequence[Value], micro_batch_size: int | None, padding: Mapp
     """One parameter's data: a batch, or in a training flow a list of micro-batches."""
     if micro_batch_size is None:
         return merge_batches([_rows_of(value, padding) for value in values])
-    parts = [
-        value if isinstance(value, list) else split(_rows_of(value, padding), micro_batch_size) for value in values
+    parts: list[list[Batch]] = [
+        value if is_list(value) else split(_rows_of(value, padding), micro_batch_size) for value in values
     ]
     return parts[0] if len(parts) == 1 else [merge_batches(part) for part in zip(*parts, strict=True)]
 

@@ -36,7 +36,7 @@ class Block:
 
     def minus(self, other: Block) -> list[Block]:
         """What of this block lies outside of ``other``, which it contains, as blocks that don't overlap."""
-        rest = []
+        rest: list[Block] = []
         offsets, sizes = self.offsets, self.sizes
         for axis, (start, size) in enumerate(zip(other.offsets, other.sizes, strict=True)):
             end = offsets[axis] + sizes[axis]
@@ -108,7 +108,7 @@ def make_plan(source: str, source_table: Table, destination: str, destination_ta
     """
     ours, theirs = _shapes(source_table), _shapes(destination_table)
     _check_same(source, ours, destination, theirs)
-    transfers = []
+    transfers: list[Transfer] = []
     for rank, held in destination_table.items():
         for name, wanted in held.items():
             found, missing = _copies(name, wanted.block, rank, source_table)
@@ -131,7 +131,8 @@ def _copies(name: str, wanted: Block, rank: int, table: Table) -> tuple[list[Tra
     for source_rank, held in table.items():
         if name not in held:
             continue
-        block, rest = held[name].block, []
+        block = held[name].block
+        rest: list[Block] = []
         for part in missing:
             if (common := block.intersect(part)) is None:
                 rest.append(part)

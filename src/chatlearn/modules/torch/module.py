@@ -55,7 +55,9 @@ class TorchModule(BaseModule):
         """
         model = getattr(self, "model", None)
         if model is None:
-            raise ModuleError(f"{self.name}.export: setup() made no `self.model`.")
+            raise ModuleError(
+                f"{self.name}.export: setup() made no `self.model`. Make one, or take {self.name} off runtime.export."
+            )
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
         if hasattr(model, "save_pretrained"):

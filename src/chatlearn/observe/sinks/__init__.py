@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
+import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -38,7 +40,9 @@ PACKAGES = {
 
 
 def check_sinks(names: Iterable[str]) -> list[str]:
-    """What is wrong with the names of sinks, one sentence each; imports none of their packages."""
+    """What is wrong with sinks, a sentence or two each: names that are unknown or whose packages are missing (which are
+    not imported), import paths that can't be imported or don't name the class of a sink (whose modules are).
+    """
     return [problem for name in names if (problem := _problem(name))]
 
 
@@ -71,7 +75,7 @@ def open_sinks(
     sinks: list[Sink] = []
     try:
         for name in dict.fromkeys(["jsonl", *chosen]):
-            sinks.append(_class_of(name)(context))
+            sinks.append(_opened(name, context))
     except BaseException:
         for sink in sinks:
             sink.close("failed")
@@ -99,21 +103,83 @@ def _problem(name: str) -> str:
 
 
 def _problem_of_path(path: str) -> str:
-    module = path.partition(":")[0]
+    """What is wrong with the import path of a class, which is imported for it."""
+    module, _, attribute = path.partition(":")
+    if not all(part.isidentifier() for part in [*module.split("."), attribute]):
+        return f"The sink {path!r} is no import path such as my_package.my_module:MySink."
     try:
-        found = importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):
-        found = False
-    return "" if found else f"The sink {path!r}: there is no module {module!r} on the search path of Python."
+        found = _imported(module)
+    except ConfigError as error:
+        return f"The sink {path!r}: {error}"
+    if not hasattr(found, attribute):
+        near = get_close_matches(attribute, dir(found), n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        return f"The sink {path!r}: the module {module} has no class {attribute!r}.{hint}"
+    problem = _problem_of_class(getattr(found, attribute))
+    return f"The sink {path!r}: {problem}" if problem else ""
+
+
+def _imported(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except Exception as error:
+        raise ConfigError(_why_not_imported(module, error)) from error
+
+
+def _why_not_imported(module: str, error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
+        return (
+            f"there is no module {module!r}. Check the spelling, and that its folder is on PYTHONPATH or its package "
+            f"is installed."
+        )
+    importing = (
+        __file__,
+        importlib.__file__,
+        "<frozen importlib._bootstrap>",
+        "<frozen importlib._bootstrap_external>",
+    )
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename not in importing]
+    place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    return f"importing {module} raises {type(error).__name__}{place}: {error}"
+
+
+_METHODS = {"__init__": "(self, context)", "write": "(self, episode, row)", "close": "(self, status)"}
+
+
+def _problem_of_class(cls: Any) -> str:
+    """Why something is no class of a :class:`Sink`, by what it has and how many arguments its methods take."""
+    if not isinstance(cls, type):
+        return f"it is {type(cls).__name__}, not a class. Name a class with `write`, `close` and a `note`."
+    for method, form in _METHODS.items():
+        function = inspect.getattr_static(cls, method, None)
+        if function in (None, object.__init__) and (method != "__init__" or cls.__new__ is object.__new__):
+            return f"{cls.__name__} has no method `{method}`. Define {method}{form}."
+        if not _takes(function, form.count(",") + 1):
+            return f"{cls.__name__}.{method} can't be called as a sink's is. Define {method}{form}."
+    return ""
+
+
+def _takes(function: Any, count: int) -> bool:
+    """Whether a function of a class takes so many arguments, ``self`` among them; of other callables it is believed."""
+    if isinstance(function, staticmethod):
+        function, count = function.__func__, count - 1
+    if not inspect.isfunction(function):
+        return True
+    try:
+        inspect.signature(function).bind(*[None] * count)
+    except TypeError:
+        return False
+    return True
 
 
 def _missing(name: str) -> list[str]:
     return [package for package in PACKAGES.get(name, ()) if importlib.util.find_spec(package) is None]
 
 
-def _class_of(name: str) -> Any:
+def _opened(name: str, context: SinkContext) -> Sink:
     module, _, attribute = SINKS.get(name, name).partition(":")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except AttributeError:
-        raise ConfigError(f"The sink {name!r}: the module {module} has no class {attribute!r}.") from None
+    sink: Any = getattr(importlib.import_module(module), attribute)(context)
+    if not isinstance(getattr(sink, "note", None), str):
+        sink.close("failed")
+        raise ConfigError(f'The sink {name!r} has no text `note`. Set it in the class, note = "", or in __init__.')
+    return sink

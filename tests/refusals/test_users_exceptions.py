@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import toys
-from bad_input_cases import Echo, engine_of, fails
+from bad_input_areas.program import Echo, engine_of
+from refusal_cases import fails
 
 import chatlearn
 from chatlearn import BaseModule, Engine, Environment, Evaluator, StepError, Trainer

@@ -1,4 +1,4 @@
-"""Each test of bad inputs starts with a small configuration of its own and no recorded events."""
+"""Each test of refusals starts with a small configuration of its own and no recorded events."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import toys
 
 import chatlearn
 
-pytest.register_assert_rewrite("bad_input_cases")
+pytest.register_assert_rewrite("refusal_cases")
 
 
 @pytest.fixture(autouse=True)
