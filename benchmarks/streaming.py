@@ -1,7 +1,7 @@
 """Whether an episode takes as long as its schedule on paper says: rollouts and trainers that sleep known times.
 
 Every module sleeps times from a fixed table. From these times, the replicas and the number of threads, the schedule of
-an episode is worked out by list scheduling, with the rules that docs/engines.md ("Overlap in one process") and
+an episode is worked out by list scheduling, with the rules that docs/clusters.md ("What overlaps") and
 docs/adr/0005-overlap-without-carried-state.md give:
 
 - a call starts when its inputs are there, the call before it on its replica has ended, and a thread is free (first

@@ -6,7 +6,7 @@ import json
 import math
 
 import pytest
-from engine_cases import build, settings
+from engine_cases import build, rows, settings
 
 import chatlearn
 
@@ -34,3 +34,27 @@ def test_the_trace_of_a_run_is_json_with_every_call(tmp_path):
     assert names.count("source.forward_step") == 3 * 2
     assert names.count("learner.train_step") == 3
     assert all(math.isfinite(event["ts"]) for event in events if event.get("ph") == "X")
+
+
+def test_a_stopped_engine_has_no_trained_weights_any_more_and_says_so(tmp_path):
+    chatlearn.init(settings(tmp_path))
+    engine, source, _ = build()
+    engine.learn()
+    engine.stop()
+    with pytest.raises(chatlearn.EngineError, match=r"trained weights with them.*use what the run left in .*run"):
+        engine.call(source.forward_step, {"prompt": [1]})
+    chatlearn.init(settings(tmp_path, resume="auto"))
+    engine, source, _ = build()
+    engine.learn()
+    with pytest.raises(chatlearn.EngineError, match="had come to its end before"):
+        engine.call(source.forward_step, {"prompt": [1]})
+
+
+def test_before_learning_an_engine_may_be_stopped_and_used_again(tmp_path):
+    chatlearn.init(settings(tmp_path))
+    engine, source, _ = build()
+    for _ in range(2):
+        assert engine.call(source.forward_step, {"prompt": [1]})["x"].tolist() == [1.0]
+        engine.stop()
+    engine.learn()
+    assert len(rows(tmp_path)) == 3

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -246,3 +247,33 @@ def test_a_failure_on_a_thread_comes_out_as_everywhere(threads: int, tmp_path: P
             loader="dynamic",
         )
     assert set(threading.enumerate()) <= set(before), "no thread is left over"
+
+
+class Drawing(BaseModule):
+    """Builds the data set and draws from its own generator, slowly enough that the next prompts are read meanwhile."""
+
+    thread_safe = True
+
+    def forward_step(self, data):
+        time.sleep(0.005)
+        return {"drawn": torch.rand(len(self.batch), generator=self.generator), "id": list(self.batch.sample_ids)}
+
+
+def test_a_generator_belongs_to_its_call_whoever_reads_prompts_meanwhile(tmp_path):
+    drawn = []
+    for threads in (1, 4):
+        found = {}
+
+        def note(info, found=found):
+            for part in info.experience.experience:
+                batch = part.sources[0].result()
+                found.update(zip(batch["id"], batch["drawn"].tolist(), strict=True))
+
+        config = toys.settings(tmp_path / str(threads), sample_per_episode=64)
+        chatlearn.init({**config, "runtime_env": {"local_threads": threads}})
+        module = Drawing("module")
+        engine = Engine(Environment(lambda batch, module=module: module.forward_step(batch)))
+        engine.add_callback("after_experience", note).set_dataset(list(range(10))).learn()
+        drawn.append(found)
+    assert len(drawn[0]) == 128
+    assert drawn[0] == drawn[1]

@@ -82,3 +82,9 @@ def test_it_is_uniform_and_neighbours_are_independent(view):
     counts = torch.histc(x, bins=64, min=0, max=1)
     chi2 = ((counts - count / 64) ** 2 / (count / 64)).sum()
     assert chi2 < 63 + 5 * (2 * 63) ** 0.5
+
+
+def test_ids_beyond_64_bits_have_noise_too():
+    """Rows that were made of rows that were made of rows: each time the id grows by 16 bits."""
+    big = (5 << 64) + 3
+    assert torch.equal(uniforms(1, [big, 3], 4)[0], uniforms(1, [3], 4)[0])

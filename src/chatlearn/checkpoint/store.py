@@ -27,6 +27,7 @@ MAY_CHANGE = frozenset(
         *("log_interval", "log_samples", "export", "sinks", "trace", "profile_episodes", "profiler_dir"),
         *("best_metric", "best_metric_mode", "early_stop_patience", "early_stop_threshold"),
         *("max_data_ckpt_nums", "model_config_file", "enable_eval_before_training"),
+        *("offload_weights", "offload_optimizer_states", "free_grad_buffers", "free_memory", "force_free_memory"),
         *("data_checkpoint_path", "load_data_checkpoint_iteration", "enable_resume_training"),
     }
 )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
 
 from chatlearn.data.padding import SIDES, Padding, widened
 from chatlearn.errors import DataError
-from chatlearn.guards import is_dict
+from chatlearn.guards import kind_of
 from chatlearn.types import Batch, Column, num_rows
 
 
@@ -50,7 +50,7 @@ class Samples(list[dict[str, Any]]):
                 )
         return {key: [sample[key] for sample in self] for key in keys}
 
-    def __getitem__(self, index: Any) -> Any:
+    def __getitem__(self, index: str | SupportsIndex | slice) -> Any:
         if isinstance(index, str):
             return [sample[index] for sample in self]
         return super().__getitem__(index)
@@ -175,7 +175,7 @@ def _merge(batches: Sequence[Batch], path: str, rules: Mapping[str, Padding], de
     return {key: _concatenate(path + key, [batch[key] for batch in batches], rules, default) for key in first}
 
 
-def _select(value: Any, rows: Sequence[int]) -> Any:
+def _select(value: Column, rows: Sequence[int]) -> Column:
     if value is None:
         return None
     if isinstance(value, dict):
@@ -189,12 +189,12 @@ def _select(value: Any, rows: Sequence[int]) -> Any:
     return value[np.asarray(rows, dtype=np.intp)]
 
 
-KINDS = (torch.Tensor, np.ndarray, list, dict, type(None))
+KINDS: tuple[type[Any], ...] = (torch.Tensor, np.ndarray, list, dict, type(None))
 
 
 def _concatenate(path: str, values: list[Any], rules: Mapping[str, Padding], default: Padding) -> Any:
     first = values[0]
-    kinds = {next((kind for kind in KINDS if isinstance(value, kind)), type(value)) for value in values}
+    kinds = {next((kind for kind in KINDS if isinstance(value, kind)), kind_of(value)) for value in values}
     if len(kinds) != 1 or not kinds.issubset(KINDS):
         names = sorted("None" if kind is type(None) else kind.__name__ for kind in kinds)
         raise DataError(
@@ -226,7 +226,7 @@ def _concatenate(path: str, values: list[Any], rules: Mapping[str, Padding], def
         ) from None
 
 
-def _check_rows(path: str, value: Any) -> None:
+def _check_rows(path: str, value: Column | float | str) -> None:
     """Raises DataError for what is no column of a batch."""
     if isinstance(value, dict):
         for key, part in value.items():

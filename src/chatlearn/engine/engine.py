@@ -353,6 +353,11 @@ class Engine(Wiring):
         config = self._settled
         if self._deployment is not None:
             return
+        if self._run is not None and self._run.has_ended:
+            raise EngineError(
+                f"The replicas of this run have ended, and the trained weights with them: engine.stop() was called, or "
+                f"the run had come to its end before. Call it earlier, or use what the run left in {self._run.path}."
+            )
         notes = self._checked_notes()
         deployment = Deployment(config, self._modules)
         try:

@@ -66,6 +66,7 @@ class Run:
     ) -> None:
         self.state = RunState()
         self.replay = replay
+        self.has_ended = folder.finished
         self.config, self._folder = config, folder
         self._trained, self._synced = set(trained), dict(synced)
         self.last_row: dict[str, Any] | None = None
@@ -248,6 +249,7 @@ class Run:
 
     def close(self, status: str) -> None:
         """Closes files and display; ``status`` is what the run ends with."""
+        self.has_ended = True
         if self._progress is not None:
             self._progress.close()
         for sink in self._sinks:

@@ -14,6 +14,7 @@ import functools
 import inspect
 import numbers
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -72,8 +73,8 @@ class ModuleContext:
     device: Any = None
     seed: int = 0
     ids: SampleIds = field(default_factory=lambda: SampleIds((), ()))
-    call_seed: int = 0
-    generator: Any = None
+    call_seeds: dict[int, int] = field(default_factory=dict[int, int])
+    generators: dict[int, torch.Generator] = field(default_factory=dict[int, "torch.Generator"])
     shared: dict[str, Any] = field(default_factory=dict[str, Any])
     padding: dict[str, Padding] = field(default_factory=dict[str, "Padding"])
     puts: list[tuple[str, Any]] = field(default_factory=list[tuple[str, Any]])
@@ -81,6 +82,12 @@ class ModuleContext:
         default_factory=list[tuple[str, "float | torch.Tensor", str]]
     )
     checkpoint_path: Any = None
+
+    def enter(self, seed: int) -> None:
+        """Begins a user's function on this thread; a data set may be read on one while a step runs on another."""
+        thread = threading.get_ident()
+        self.call_seeds[thread] = seed
+        self.generators.pop(thread, None)
 
 
 class BaseModule:
@@ -232,12 +239,13 @@ class BaseModule:
         """A generator on ``self.device`` for the current call, seeded from the call's place in the run (module, step,
         occurrence in the flow, batch index): the same in a run that is resumed, whatever was drawn before.
         """
-        if self._context.generator is None:
+        context, thread = self._context, threading.get_ident()
+        if thread not in context.generators:
             import torch
 
-            self._context.generator = torch.Generator(self.device)
-            self._context.generator.manual_seed(self._context.call_seed)
-        return self._context.generator
+            context.generators[thread] = torch.Generator(self.device)
+            context.generators[thread].manual_seed(context.call_seeds.get(thread, 0))
+        return context.generators[thread]
 
     def put(self, key: str, value: Any) -> None:
         """Leaves a value for other modules, which :meth:`get` it from the next episode on (what ``setup`` puts, from

@@ -22,7 +22,7 @@ def uniforms(seed: int, ids: Sequence[int], n: int) -> torch.Tensor:
     import numpy as np
     import torch
 
-    rows = np.asarray(ids, dtype=np.uint64).reshape(-1, 1)
+    rows = np.asarray([i & 0xFFFFFFFFFFFFFFFF for i in ids], dtype=np.uint64).reshape(-1, 1)
     with np.errstate(over="ignore"):
         state = _mix(rows * np.uint64(_GOLDEN) + np.uint64(seed & 0xFFFFFFFFFFFFFFFF))
         counters = (np.arange(1, n + 1, dtype=np.uint64) * np.uint64(_GOLDEN)).reshape(1, -1)

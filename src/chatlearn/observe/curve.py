@@ -6,8 +6,12 @@ import json
 import math
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from chatlearn.observe.headline import HEADLINES
+
+# pyright: reportUnknownMemberType=false
+# matplotlib leaves some types open.
 
 PANELS = {
     "reward": "reward per sample",
@@ -66,7 +70,7 @@ def draw_learning_curve(
     return None
 
 
-def _series(rows: list[dict[str, float]], name: str) -> dict[str, list[tuple[float, float]]]:
+def _series(rows: list[dict[str, Any]], name: str) -> dict[str, list[tuple[float, float]]]:
     found: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         for key, value in row.items():

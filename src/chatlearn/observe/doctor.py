@@ -11,6 +11,9 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# torch.cuda leaves some types open.
+
 EXTRAS: Mapping[str, tuple[tuple[str, ...], str]] = {
     "hf": (("transformers", "tokenizers"), "models and tokenizers from Hugging Face, exported policies"),
     "data": (("datasets", "pyarrow"), "Hugging Face data sets, and Parquet files as prompts"),
@@ -84,7 +87,7 @@ def _threads() -> list[str]:
 
 
 def _extras() -> list[str]:
-    lines = []
+    lines: list[str] = []
     for extra, (distributions, purpose) in EXTRAS.items():
         found = {name: _version(name) or _version(_SAME.get(name, name)) for name in distributions}
         missing = [name for name, version in found.items() if version is None]

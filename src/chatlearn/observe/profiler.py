@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ def episode_profiler(episodes: Collection[int], folder: Path) -> Callable[[int],
 
 
 @contextmanager
-def _profiled(path: Path) -> Iterator[None]:
+def _profiled(path: Path) -> Generator[None]:
     """Writes a trace of what happens inside, also when that ends with an exception."""
     import torch
     from torch.profiler import ProfilerActivity
@@ -63,7 +63,7 @@ def _profiled(path: Path) -> Iterator[None]:
 
 def _all_threads() -> Any:
     """Steps may run on threads that are older than the profiler; a torch that can't record those records its own."""
-    from torch._C._profiler import _ExperimentalConfig
+    from torch._C._profiler import _ExperimentalConfig  # pyright: ignore[reportPrivateUsage]  # it has no other name
 
     try:
         return _ExperimentalConfig(profile_all_threads=True)

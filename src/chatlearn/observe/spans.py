@@ -20,6 +20,8 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from chatlearn.guards import kind_of
+
 _END = b"\n]}\n"
 _FLUSH_AT = 50_000
 """Spans kept in memory at most, however long an episode is."""
@@ -144,7 +146,7 @@ class TraceFile:
             when = f"{at:.1f}"
             more = ""
             for key, value in args.items():
-                kind = type(value)
+                kind = kind_of(value)
                 text = value if kind is int else _QUOTED[value] if kind is str else _plain(value)
                 more = f"{more},{_QUOTED[key]}:{text}"
             if not track:
@@ -217,7 +219,7 @@ class TraceFile:
 
 def trace_files(path: Path) -> list[Path]:
     """The files of a trace in order: ``trace.json``, ``trace-2.json``, …; those that are there."""
-    found = []
+    found: list[Path] = []
     while (file := _numbered(path, len(found) + 1)).exists():
         found.append(file)
     return found

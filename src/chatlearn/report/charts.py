@@ -140,7 +140,8 @@ def _axes(x: _Scale, y: _Scale) -> str:
 
 def _line(label: str, points: Points, x: _Scale, y: _Scale, colour: int, dotted: bool) -> str:
     """A path in pieces between the gaps, and what the page's script shows under the pointer."""
-    pieces, pen = [], "M"
+    pieces: list[str] = []
+    pen = "M"
     for episode, value in points:
         if math.isfinite(value):
             pieces.append(f"{pen}{x(episode):.1f} {y(value):.1f}")

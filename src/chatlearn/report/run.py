@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from chatlearn.errors import CheckpointError
+from chatlearn.guards import is_dict
 from chatlearn.observe.spans import TrackLoad, summarize
 
 _MARKS = ("config.yaml", "metrics.jsonl", "result.json")
@@ -112,7 +113,7 @@ def _object(text: str) -> dict[str, Any]:
         found = json.loads(text)
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return found if is_dict(found) else {}
 
 
 def _size(folder: Path) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from chatlearn.guards import is_list
 from chatlearn.observe.headline import HEADLINES
 from chatlearn.observe.summary import phase_seconds
 from chatlearn.report.charts import NUM_COLOURS, line_chart, number, share_bar, stacked_bars
@@ -96,7 +97,7 @@ def replicas(run: RunData) -> str:
 
 def samples(run: RunData) -> str:
     """A few samples of the first and of the last episode."""
-    parts = []
+    parts: list[str] = []
     for name, rows in run.samples.items():
         columns = _columns(rows)
         body = [[_sample_value(row.get(column)) for column in columns] for row in rows]
@@ -172,7 +173,7 @@ def _legend(names: Iterable[str]) -> str:
 def _bars(times: Sequence[tuple[int, Mapping[str, float]]]) -> tuple[list[tuple[str, dict[str, float]]], str]:
     """At most ``_MAX_BARS`` bars, each the mean of neighbouring episodes, and what to say about that."""
     size = math.ceil(len(times) / _MAX_BARS)
-    bars = []
+    bars: list[tuple[str, dict[str, float]]] = []
     for start in range(0, len(times), size):
         part = times[start : start + size]
         mean = {name: sum(parts[name] for _, parts in part) / len(part) for name in part[0][1]}
@@ -192,7 +193,7 @@ def _sample_value(value: Any) -> str:
     """A value of a sample; long ones can be opened."""
     if isinstance(value, float):
         return number(value)
-    if isinstance(value, list) and value and all(isinstance(each, (int, float)) for each in value):
+    if is_list(value) and value and all(isinstance(each, (int, float)) for each in value):
         text = ", ".join(number(each) for each in value)
     else:
         text = "" if value is None else str(value)
@@ -203,7 +204,7 @@ def _sample_value(value: Any) -> str:
 
 
 def _yaml(lines: Sequence[str]) -> str:
-    shown = []
+    shown: list[str] = []
     for line in lines:
         text, mark, source = line.rpartition("  # ")
         kind = "default" if source == "default" else "set"

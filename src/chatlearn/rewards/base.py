@@ -15,6 +15,7 @@ from numbers import Real
 from typing import Any, TypeAlias, cast
 
 from chatlearn.errors import ConfigError, DataError
+from chatlearn.guards import is_instance, kind_of
 
 RewardFunction: TypeAlias = Callable[..., Sequence[float | None]]
 """``fn(prompts, completions, **columns)``, one number or ``None`` per sample."""
@@ -99,7 +100,7 @@ def resolve(spec: str | Callable[..., Any]) -> RewardFunction:
 
 def _name(fn: Any) -> str:
     """How errors name a function: its module and qualified name, or its class for a callable object."""
-    named = fn if hasattr(fn, "__qualname__") or inspect.ismodule(fn) else type(fn)
+    named = fn if hasattr(fn, "__qualname__") or inspect.ismodule(fn) else kind_of(fn)
     if inspect.ismodule(named):
         return f"module {named.__name__!r}"
     return f"{named.__module__}.{named.__qualname__}"
@@ -131,7 +132,7 @@ def _as_list(result: Any, name: str) -> list[Any]:
     # By attribute and not by type: arrays and tensors are known without importing their libraries.
     if hasattr(result, "tolist") and getattr(result, "ndim", None) == 1:
         return result.tolist()
-    if isinstance(result, Sequence) and not isinstance(result, str | bytes):
+    if is_instance(result, Sequence) and not isinstance(result, str | bytes):
         return list(result)
     shape = getattr(result, "shape", None)
     got = type(result).__name__ + (f" of shape {tuple(shape)}" if shape is not None else "")

@@ -8,6 +8,9 @@ from typing import Any
 
 from chatlearn.errors import DataError
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# reasoning-gym leaves some types open.
+
 
 class ReasoningGymReward:
     """Reward = ``score_answer(completion, entry)`` of a reasoning-gym data set.

@@ -402,7 +402,7 @@ class Worker:
         seed = derive_seed(self.settings.seed, self.name, *place)
         if place[0] not in STEP_PHASES or self.settings.seeds_globals:
             seed_everything(seed)
-        self._context.call_seed, self._context.generator = seed, None
+        self._context.enter(seed)
 
 
 def _nobody(module: str, replica: int, call: StepCall, inputs: Mapping[str, Any]) -> tuple[Any, Report]:

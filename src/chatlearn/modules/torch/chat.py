@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
 from chatlearn.errors import DataError
+from chatlearn.guards import is_mapping, is_sequence
 
 
 def is_conversation(value: Any) -> TypeGuard[Sequence[Mapping[str, Any]]]:
     """A list of dicts: chat messages, right or wrong, and not a text."""
-    return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(message, Mapping) for message in value)
+    return is_sequence(value) and bool(value) and all(is_mapping(message) for message in value)
 
 
 def render(tokenizer: Any, messages: Sequence[Mapping[str, Any]], place: str) -> str:

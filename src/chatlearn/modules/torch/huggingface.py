@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -92,7 +92,7 @@ def _loaded(loader: Any, args: ModelArgs, what: str, **options: Any) -> Any:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet() -> Generator[None]:
     """Without transformers' progress bars, which belong to no display of ours."""
     from transformers.utils import logging
 

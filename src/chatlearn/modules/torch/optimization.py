@@ -124,7 +124,7 @@ def run_updates(
         totals: dict[str, Tensor] = {}
         for batch in minibatch:
             loss, metrics = sums(batch)
-            (loss / count).backward()
+            (loss / count).backward()  # pyright: ignore[reportUnknownMemberType]  # torch leaves its types open
             for name, value in {loss_name: loss.detach(), **metrics}.items():
                 totals[name] = totals[name] + value if name in totals else value
         num_tokens = count if aggregation == "token_mean" else _count(module, minibatch, "token_mean")

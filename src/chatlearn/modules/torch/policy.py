@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from pydantic import Field, ValidationInfo, field_validator
 
+from chatlearn.guards import is_list
 from chatlearn.modules.torch.huggingface import ModelArgs, load_causal_lm, load_tokenizer
 from chatlearn.modules.torch.module import TorchModule
 from chatlearn.modules.torch.prompts import Overflow, TokenizedPrompts, tokenize_batch
@@ -136,5 +137,5 @@ class PolicyReference(TorchModule):
 def _eos_token_ids(model: Any, tokenizer: Any) -> set[int]:
     """All tokens that end a response: the tokenizer's, and those that the model's generation config names."""
     configured = getattr(model.generation_config, "eos_token_id", None)
-    found = configured if isinstance(configured, list) else [configured]
+    found = configured if is_list(configured) else [configured]
     return {tokenizer.eos_token_id, *(token for token in found if token is not None)}

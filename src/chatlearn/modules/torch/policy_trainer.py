@@ -88,5 +88,5 @@ def _with_whitened_advantages(data: Sequence[Batch]) -> list[Batch]:
     """The micro-batches of one global batch, their advantages whitened over all of it."""
     advantages = torch.cat([batch["advantages"] for batch in data])
     whitened = masked_whiten(advantages, torch.cat([batch["response_mask"] for batch in data]))
-    pieces = whitened.split([len(batch["advantages"]) for batch in data])
+    pieces = torch.split(whitened, [len(batch["advantages"]) for batch in data])
     return [{**batch, "advantages": piece} for batch, piece in zip(data, pieces, strict=True)]

@@ -13,6 +13,7 @@ import torch
 
 from chatlearn.data.collate import Samples
 from chatlearn.errors import DataError
+from chatlearn.guards import is_dict
 from chatlearn.modules.torch.chat import check_messages, is_conversation, render
 from chatlearn.types import Batch
 
@@ -49,9 +50,9 @@ class Prompt:
             return cls({"prompt": value}, rendered=False)
         if is_conversation(value):
             value = {"messages": value}
-        if isinstance(value, dict) and isinstance(value.get("prompt"), str):
+        if is_dict(value) and isinstance(value.get("prompt"), str):
             return cls(value, rendered=False)
-        messages: Any = value.get("prompt", value.get("messages")) if isinstance(value, dict) else None
+        messages: Any = value.get("prompt", value.get("messages")) if is_dict(value) else None
         if not is_conversation(messages):
             raise DataError(
                 f'{place}: a prompt is a str, or a dict with a str under "prompt" or chat messages under "messages", '
@@ -162,10 +163,10 @@ class Demonstrations:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         pair = self._pairs[index]
-        conversation: Any = pair.get("messages") if isinstance(pair, dict) and "response" not in pair else pair
+        conversation: Any = pair.get("messages") if is_dict(pair) and "response" not in pair else pair
         if is_conversation(conversation):
             pair = _last_answer(conversation, f"demonstration {index}")
-        if not isinstance(pair, dict) or not isinstance(pair.get("response"), str) or not _has_prompt(pair):
+        if not is_dict(pair) or not isinstance(pair.get("response"), str) or not _has_prompt(pair):
             raise DataError(
                 f'a demonstration is a dict {{"prompt": str or messages, "response": str}}, or {{"messages": […]}} '
                 f"that ends with the assistant's message, got {pair!r}"
@@ -274,8 +275,8 @@ def tokenize(tokenizer: Any, prompts: Sequence[Prompt]) -> list[list[int]]:
 def padded(sequences: Sequence[Sequence[int]], value: int, side: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids of different lengths as one tensor, and which entries are real: both ``[N, longest]`` int64."""
     lengths = np.array([len(sequence) for sequence in sequences])
-    columns = np.arange(lengths.max(initial=0))
+    columns = np.arange(int(lengths.max(initial=0)))
     mask = columns < lengths[:, None] if side == "right" else columns >= (len(columns) - lengths)[:, None]
     tokens = np.full(mask.shape, value, dtype=np.int64)
     tokens[mask] = np.fromiter(itertools.chain.from_iterable(sequences), dtype=np.int64, count=lengths.sum())
-    return torch.from_numpy(tokens), torch.from_numpy(mask.astype(np.int64))
+    return torch.as_tensor(tokens, device="cpu"), torch.as_tensor(mask.astype(np.int64), device="cpu")

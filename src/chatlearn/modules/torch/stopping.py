@@ -39,10 +39,10 @@ class StopStrings:
         """
         rows = running_B.nonzero().flatten()
         found = torch.zeros_like(running_B)
-        tails = tokens_BL[rows, -self._tail :].tolist()
+        tails = _listed(tokens_BL[rows, -self._tail :])
         for number, tail in enumerate(tails):
             if not self._silent.isdisjoint(tail):
-                spoken = [token for token in tokens_BL[rows[number]].tolist() if token not in self._silent]
+                spoken = [token for token in _listed(tokens_BL[rows[number]]) if token not in self._silent]
                 tails[number] = spoken[-self._tail :]
         texts = self._tokenizer.batch_decode(tails, skip_special_tokens=True)
         ends = [self._end(text) is not None for text in texts]
@@ -56,3 +56,7 @@ class StopStrings:
     def _end(self, text: str) -> int | None:
         places = [place for string in self._strings if (place := text.find(string)) >= 0]
         return min(places, default=None)
+
+
+def _listed(tokens: Tensor) -> list[Any]:
+    return tokens.tolist()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]  # a bare list

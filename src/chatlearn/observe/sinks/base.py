@@ -9,6 +9,8 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, Protocol
 
+from chatlearn.guards import is_mapping
+
 
 @dataclass(frozen=True)
 class SinkContext:
@@ -53,7 +55,7 @@ def numbers_of(row: Mapping[str, Any]) -> dict[str, float]:
 def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The leaves of nested mappings by dotted key."""
     for key, value in tree.items():
-        if isinstance(value, Mapping):
+        if is_mapping(value):
             yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

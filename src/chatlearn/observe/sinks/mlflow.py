@@ -7,7 +7,7 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -124,7 +124,7 @@ def _parts(items: Sequence[Param], size: int) -> Iterator[Sequence[Param]]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     """Without the lines about tables that a new store logs."""
     loggers = [logging.getLogger(name) for name in ("mlflow.store.db.utils", "alembic")]
     before = [logger.level for logger in loggers]

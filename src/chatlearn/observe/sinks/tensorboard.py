@@ -12,6 +12,9 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from chatlearn.observe.sinks.base import SinkContext, numbers_of
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# TensorBoard's messages carry no types.
+
 
 class TensorBoardSink:
     """Scalars as TensorBoard events in ``tensorboard/``; after a resume, later episodes replace those of before."""

@@ -14,6 +14,9 @@ from trackio import context_vars
 from chatlearn.errors import ConfigError
 from chatlearn.observe.sinks.base import SinkContext, numbers_of, remember_id, remembered_id
 
+# pyright: reportUnknownMemberType=false
+# Trackio takes bare dicts.
+
 
 class TrackioSink:
     """A run of Trackio, in the project called like the experiment.

@@ -72,7 +72,7 @@ def check(config: Config) -> str:
     task = load_splits()
     with tempfile.TemporaryDirectory() as name:
         model_path = _own_model(config)
-        texts = []
+        texts: list[str] = []
         if model_path is None:
             warm_config, warm_start = warm_start_engine(config, Path(name), task.training)
             init(warm_config)

@@ -18,6 +18,9 @@ from chatlearn.rewards.reasoning_gym import ReasoningGymReward
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+# pyright: reportUnknownMemberType=false
+# reasoning-gym, tokenizers and torch leave some types open.
+
 Sample: TypeAlias = dict[str, Any]
 
 DATASET = "spell_backward"
@@ -112,7 +115,7 @@ def imperfect_demonstrations(training: list[Sample], seed: int, num_samples: int
         Samples ``{"prompt": question, "response": what the demonstrator answers}`` in random order.
     """
     generator = random.Random(seed)
-    demonstrations = []
+    demonstrations: list[Sample] = []
     for sample in generator.choices(training, k=num_samples):
         word, answer = _word(sample["entry"]), sample["answer"]
         mastered = len(word) <= _MASTERED_LETTERS or generator.random() < _MASTERY
@@ -207,7 +210,7 @@ def _sample(entry: dict[str, Any]) -> Sample:
 
 def _distinct_words(entries: Any, num_samples: int, taken: set[str]) -> list[Sample]:
     """The first samples whose words aren't in ``taken``, which gets them (lower case: scores ignore case)."""
-    samples = []
+    samples: list[Sample] = []
     for entry in entries:
         if _word(entry).lower() not in taken:
             taken.add(_word(entry).lower())

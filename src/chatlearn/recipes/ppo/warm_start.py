@@ -17,6 +17,9 @@ from chatlearn.modules.torch.huggingface import quiet
 from chatlearn.modules.torch.sft_trainer import SFTTrainer
 from chatlearn.recipes.ppo.task import Sample, build_model, build_tokenizer, imperfect_demonstrations
 
+# pyright: reportUnknownMemberType=false
+# transformers leaves some types open.
+
 NAME = "warm_start"
 BATCH_SIZE = 128
 STEPS_PER_EPISODE = 25

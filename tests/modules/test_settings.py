@@ -1,0 +1,30 @@
+"""A module's own settings: keys that are attributes too."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+from chatlearn.modules.settings import Settings
+
+
+def test_keys_are_attributes_in_nested_dicts_as_well() -> None:
+    settings = Settings({"lr": 0.5, "decay": {"steps": 3}, "items": [1]})
+    assert settings.lr == settings["lr"] == 0.5
+    assert settings.decay.steps == 3
+    assert settings["items"] == [1]
+    assert settings == {"lr": 0.5, "decay": {"steps": 3}, "items": [1]}
+    assert copy.deepcopy(settings).decay.steps == 3
+
+
+def test_a_setting_that_is_not_there_names_the_nearest_or_all() -> None:
+    with pytest.raises(
+        AttributeError, match=r"no setting 'learnig_rate' under models\.<name>\.args; did you mean 'learn"
+    ):
+        _ = Settings({"learning_rate": 1}).learnig_rate
+    with pytest.raises(AttributeError, match="there are lr, beta"):
+        _ = Settings({"lr": 1, "beta": 2}).seed
+    with pytest.raises(AttributeError, match="there are none"):
+        _ = Settings().seed
+    assert getattr(Settings(), "seed", 7) == 7
