@@ -8,13 +8,14 @@ ARGS ?=
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint format docs-check bench clean help
+.PHONY: demo test lint format docs-check coverage bench clean help
 
 help:
 	@echo "make demo        train the demo: PPO on a small language model, CPU only (about 2 minutes)"
 	@echo "make test        all tests that need no GPU"
 	@echo "make lint        ruff, pyright, import-linter, codespell"
 	@echo "make docs-check  run every code block of README and docs/"
+	@echo "make coverage    the tests, with branch coverage of the core"
 	@echo "make bench       the benchmarks, as tables"
 
 demo: $(READY)
@@ -36,6 +37,9 @@ format: $(READY)
 
 docs-check: $(READY)
 	@$(BIN)/python docs/check.py $(ARGS)
+
+coverage: $(READY)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term $(ARGS)
 
 bench: $(READY)
 	@$(BIN)/python benchmarks/ppo_vs_handwritten.py

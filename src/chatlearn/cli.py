@@ -29,7 +29,7 @@ examples:
   chatlearn run ppo runtime.num_episode=20            the same, shorter; any key can be set like this
   chatlearn run ppo --resume                          go on with the newest run of that name
   chatlearn run train.py -c my.yaml                   your own program; chatlearn.init() in it reads the same arguments
-  chatlearn check train.py -c my.yaml                 find mistakes without starting; print every value, its source, the flows
+  chatlearn check train.py -c my.yaml                 find mistakes without starting; print all values and flows
   chatlearn flow train.py --format svg -o flow.svg    draw the flows
   chatlearn schema -o chatlearn.schema.json           let your editor complete and check the YAML
   chatlearn doctor                                    what is installed, and what each missing extra would bring

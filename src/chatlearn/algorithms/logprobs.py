@@ -72,7 +72,7 @@ def entropy(logits_BTV: Tensor) -> Tensor:
 
 
 def _applied(function: type[torch.autograd.Function], *inputs: Any) -> Tensor:
-    return function.apply(*inputs)  # pyright: ignore  # torch gives apply no types
+    return function.apply(*inputs)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]  # untyped
 
 
 class _TokenLogprobs(torch.autograd.Function):

@@ -113,7 +113,7 @@ class Config(Section):
             return NotImplemented
         return self.model_dump() == other.model_dump()
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None
 
 
 SECTIONS: dict[str, type[Section]] = {

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from chatlearn.errors import DataError
+from chatlearn.guards import is_dict, is_instance, is_list
 
 _CHUNK_BYTES = 1 << 24
 _AS_IT_WAS = "Put it back as it was and go on, or start a new run; a file of prompts has to stay while a run reads it."
@@ -62,10 +63,15 @@ class FileRows(Rows):
         self._stamp = _Stamp.of(os.stat(path))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopened, (type(self), self.path, self._stamp.size)
+        return _reopened, (type(self), self.path, self.num_bytes)
 
     def __repr__(self) -> str:
         return f"<{len(self)} rows of {self.path}>"
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the file when it was opened."""
+        return self._stamp.size
 
     def _check_complete(self) -> None:
         """Refuses a file that somebody writes to while it is read for the first time."""
@@ -101,9 +107,9 @@ def _reopened(kind: type[FileRows], path: Path, size: int) -> FileRows:
             f"{path}: the file of prompts can't be read where this worker runs ({error.strerror or error}). Put it "
             f"where every worker finds it."
         ) from error
-    if rows._stamp.size != size:
+    if rows.num_bytes != size:
         raise DataError(
-            f"{path}: the file has {rows._stamp.size:,} bytes where this worker runs, but had {size:,} when it was "
+            f"{path}: the file has {rows.num_bytes:,} bytes where this worker runs, but had {size:,} when it was "
             f"opened. Put the same file where every worker finds it, and leave it as it is."
         )
     return rows
@@ -162,7 +168,7 @@ class TextLines(FileRows):
 
     def _place(self, number: int) -> str:
         """``file:line`` of a row, also of a file that is gone."""
-        blank = int(np.searchsorted(self._blanks, self._starts[number]))
+        blank = int(np.searchsorted(self._blanks, int(self._starts[number])))
         return f"{self.path}:{number + blank + 1}"
 
 
@@ -280,7 +286,7 @@ class _RowError(Exception):
 
 
 def _checked_row(row: Any) -> Any:
-    if isinstance(row, (dict, str)) or (isinstance(row, list) and row and all(isinstance(m, dict) for m in row)):
+    if is_instance(row, (dict, str)) or (is_list(row) and row and all(is_dict(message) for message in row)):
         return row
     raise _RowError(f"a row is an object, a string or a list of chat messages, got {json.dumps(row)[:80]}.")
 
@@ -303,7 +309,8 @@ def _parquet(function: str, path: Path) -> Any:
         ) from error
     try:
         return getattr(parquet, function)(path)
-    except (pyarrow.ArrowException, OSError) as error:
+    # pyarrow carries no types
+    except (pyarrow.ArrowException, OSError) as error:  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
         raise DataError(f"{path}: no readable Parquet file ({error}). Write it again.") from error
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from chatlearn.errors import DataError
+from chatlearn.guards import is_dict, is_instance, is_list, kind_of
 
 
 def to_plain(value: Any, path: str) -> Any:
@@ -27,26 +28,27 @@ def to_plain(value: Any, path: str) -> Any:
     """
     if value is None or isinstance(value, torch.Tensor) or type(value) in (bool, int, float, str):
         return value
-    if isinstance(value, np.ndarray):
+    if is_instance(value, np.ndarray):
         return _array_to_plain(value, path)
-    if isinstance(value, np.generic):
+    if is_instance(value, np.generic):
         return {"scalar": _array_to_plain(np.asarray(value), path)}
-    if type(value) in (list, tuple):
+    kind = kind_of(value)
+    if kind in (list, tuple):
         parts = [to_plain(part, f"{path}[{number}]") for number, part in enumerate(value)]
-        return parts if type(value) is list else {"tuple": parts}
-    if type(value) is dict:
+        return parts if kind is list else {"tuple": parts}
+    if kind is dict:
         pairs = [(to_plain(key, path), to_plain(part, f"{path}[{key!r}]")) for key, part in value.items()]
         return {"dict": [list(pair) for pair in pairs]}
-    if type(value) is bytes:
+    if kind is bytes:
         return {"bytes": np.frombuffer(value, dtype=np.uint8)}
-    raise _unknown(type(value).__name__, path)
+    raise _unknown(kind.__name__, path)
 
 
 def from_plain(tree: Any) -> Any:
     """The value that :func:`to_plain` got; arrays own their memory."""
-    if isinstance(tree, list):
+    if is_list(tree):
         return [from_plain(part) for part in tree]
-    if not isinstance(tree, dict):
+    if not is_dict(tree):
         return tree
     ((kind, content),) = tree.items()
     if kind == "tuple":
@@ -58,6 +60,8 @@ def from_plain(tree: Any) -> Any:
     if kind == "bytes":
         return content.tobytes()
     if kind == "objects":
+        shape: list[int]
+        entries: list[Any]
         shape, entries = content
         array = np.empty(len(entries), dtype=object)
         for number, entry in enumerate(entries):

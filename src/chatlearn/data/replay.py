@@ -17,7 +17,8 @@ import torch
 from chatlearn.data.plain import from_plain, to_plain
 from chatlearn.data.samples import Sample, batches, samples_of
 from chatlearn.errors import ChatLearnError, DataError
-from chatlearn.types import Batch, SampleIds
+from chatlearn.guards import is_list
+from chatlearn.types import Batch, Column, SampleIds
 
 __all__ = ["EpisodeBuffer", "ReplayBuffer", "Sample", "SampleFunction", "batches", "select"]
 
@@ -165,7 +166,7 @@ def _called(function: SampleFunction, buffers: list[EpisodeBuffer], where: str) 
                 f"{where} writes into {name!r} of episode {episode}, which later episodes replay too. Give a sample "
                 f'with a new tensor: sample | {{"{name}": …}}.'
             )
-    if not isinstance(samples, list):
+    if not is_list(samples):
         raise DataError(f"{where} returns {type(samples).__name__}. Return a list of samples of the buffers.")
     if not samples:
         raise DataError(
@@ -211,6 +212,7 @@ def _tensors(buffers: Iterable[EpisodeBuffer]) -> Iterator[tuple[str, int, torch
 
 
 def _tensors_of(batch: Batch, path: str) -> Iterator[tuple[str, torch.Tensor]]:
+    value: Column
     for key, value in batch.items():
         if isinstance(value, dict):
             yield from _tensors_of(value, f"{path}{key}.")

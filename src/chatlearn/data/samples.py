@@ -14,11 +14,15 @@ import torch
 from chatlearn.data.collate import merge
 from chatlearn.data.padding import Padding
 from chatlearn.errors import DataError
-from chatlearn.types import Batch, SampleIds
+from chatlearn.guards import kind_of
+from chatlearn.types import Batch, Column, SampleIds
 
-Kinds: TypeAlias = dict[str, Any]
-"""What the columns of a batch are: ``torch.Tensor``, ``list`` or ``NoneType``; a dtype for an array of one dimension,
-``np.ndarray`` for one of more; a dict of these for a nested dict."""
+Kind: TypeAlias = "type[Any] | np.dtype[Any] | dict[str, Any] | None"
+"""What a column is: ``torch.Tensor``, ``list`` or ``NoneType``; a dtype for an array of one dimension, ``np.ndarray``
+for one of more; :data:`Kinds` for a nested dict; ``None`` where it is not known."""
+
+Kinds: TypeAlias = dict[str, Kind]
+"""What the columns of a batch are, by key."""
 
 
 class Sample(dict[str, Any]):
@@ -33,16 +37,17 @@ class Sample(dict[str, Any]):
         weight_version: of the rollout weights that made it.
         episode: number of its episode, from 0.
         rollout_id: of the sample that a step made it of; ``None`` where it is a rollout of its own.
+        kinds: what the columns of its batch are.
     """
 
-    __slots__ = ("_kinds", "episode", "group_id", "rollout_id", "sample_id", "weight_version")
+    __slots__ = ("episode", "group_id", "kinds", "rollout_id", "sample_id", "weight_version")
 
     sample_id: int
     group_id: int
     weight_version: int
     episode: int
     rollout_id: int | None
-    _kinds: Kinds
+    kinds: Kinds
 
     def copy(self) -> Sample:
         """The same values in a sample of its own."""
@@ -69,7 +74,7 @@ def samples_of(episode: int, batch: Batch, ids: SampleIds) -> Iterator[Sample]:
         sample.sample_id, sample.group_id = ids.sample_ids[row], ids.group_ids[row]
         sample.weight_version, sample.episode = ids.weight_version, episode
         sample.rollout_id = None if rollouts is None else rollouts[row]
-        sample._kinds = kinds
+        sample.kinds = kinds
         yield sample
 
 
@@ -115,12 +120,12 @@ def _kinds(batch: Batch) -> Kinds:
     return {key: _kind(value) for key, value in batch.items()}
 
 
-def _kind(value: Any) -> Any:
+def _kind(value: Column) -> Kind:
     if isinstance(value, dict):
         return _kinds(value)
     if isinstance(value, np.ndarray):
         return value.dtype if value.ndim == 1 else np.ndarray
-    return torch.Tensor if isinstance(value, torch.Tensor) else type(value)
+    return torch.Tensor if isinstance(value, torch.Tensor) else kind_of(value)
 
 
 def _rows(batch: Batch, count: int) -> list[dict[str, Any]]:
@@ -130,7 +135,7 @@ def _rows(batch: Batch, count: int) -> list[dict[str, Any]]:
     return [dict(zip(batch, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
-def _entries(value: Any, count: int) -> Sequence[Any]:
+def _entries(value: Column, count: int) -> Sequence[Any]:
     if value is None:
         return [None] * count
     if isinstance(value, dict):
@@ -142,7 +147,7 @@ def _entries(value: Any, count: int) -> Sequence[Any]:
     return [_read_only(entry) if isinstance(entry, np.ndarray) else entry for entry in value]
 
 
-def _read_only(array: np.ndarray) -> np.ndarray:
+def _read_only(array: Any) -> np.ndarray:
     view = array.view()
     view.flags.writeable = False
     return view
@@ -151,17 +156,17 @@ def _read_only(array: np.ndarray) -> np.ndarray:
 def _pieces(samples: Sequence[Sample]) -> Iterator[Batch]:
     """Batches of neighbouring samples whose values stack without padding."""
     start = 0
-    form = _form(samples[0], samples[0]._kinds)
+    form = _form(samples[0], samples[0].kinds)
     for stop in range(1, len(samples) + 1):
         following = samples[stop] if stop < len(samples) else None
-        kinds = samples[start]._kinds
-        if following is None or following._kinds != kinds or _form(following, kinds) != form:
+        kinds = samples[start].kinds
+        if following is None or following.kinds != kinds or _form(following, kinds) != form:
             yield _columns(samples[start:stop], kinds, samples[start:stop])
             if following is not None:
-                start, form = stop, _form(following, following._kinds)
+                start, form = stop, _form(following, following.kinds)
 
 
-def _form(values: Mapping[str, Any], kinds: Kinds) -> dict[str, Any]:
+def _form(values: Mapping[str, Column], kinds: Kinds) -> dict[str, Any]:
     """What has to be equal for values to stack."""
     form: dict[str, Any] = {}
     for key, value in values.items():

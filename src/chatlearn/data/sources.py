@@ -6,12 +6,13 @@ import difflib
 import glob
 import os
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from chatlearn.data.files import Concatenation, CsvRows, JsonLines, JsonList, ParquetRows, TextLines, check_text
 from chatlearn.errors import DataError
+from chatlearn.guards import is_mapping, is_sequence
 
 
 def read_prompts(source: Any) -> Sequence[Any]:
@@ -30,7 +31,7 @@ def read_prompts(source: Any) -> Sequence[Any]:
     """
     if isinstance(source, (str, Path)):
         return _read_files(_files(source))
-    if isinstance(source, (list, tuple)) and any(isinstance(entry, Path) for entry in source):
+    if is_sequence(source) and any(isinstance(entry, Path) for entry in source):
         if odd := next((entry for entry in source if not isinstance(entry, Path)), None):
             raise DataError(
                 f"the prompts are a list of paths with {odd!r} in it. Give paths only (pathlib.Path), or prompts only."
@@ -136,7 +137,7 @@ def _nearest(path: Path) -> str:
 
 def _check_sequence(source: Any) -> None:
     kind = type(source).__name__
-    if isinstance(source, Mapping):
+    if is_mapping(source):
         names = ", ".join(map(str, source))
         hint = f"Choose one, such as data[{next(iter(source), 'train')!r}]."
         what = "splits" if kind in ("DatasetDict", "IterableDatasetDict") else "keys"

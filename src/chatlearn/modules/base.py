@@ -407,7 +407,7 @@ def _as_step(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
             args = (merge_batches(args[:num_batches]), *args[num_batches:])
         return function(self, *args, **kwargs)
 
-    call._step_of = (call, function, name)  # type: ignore[attr-defined]
+    vars(call)["_step_of"] = (call, function, name)
     return call
 
 
