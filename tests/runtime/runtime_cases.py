@@ -14,7 +14,7 @@ from chatlearn import BaseModule, step
 from chatlearn.errors import DataError
 from chatlearn.modules.base import describe
 from chatlearn.runtime.base import Cluster, Handle
-from chatlearn.runtime.worker import Metrics, ReplicaSettings, Rows, StepCall
+from chatlearn.runtime.calls import Metrics, ReplicaSettings, Rows, StepCall
 from chatlearn.types import SampleIds, num_rows
 
 

@@ -16,8 +16,8 @@ from runtime_cases import Counter, Echo, Failing, Rolling, Trainee, apply, run, 
 from chatlearn.errors import ChatLearnError, StepError, WorkerError
 from chatlearn.modules.base import describe
 from chatlearn.runtime.base import CLUSTERS, Handle, create_cluster
+from chatlearn.runtime.calls import Rows
 from chatlearn.runtime.local import LocalCluster
-from chatlearn.runtime.worker import Rows
 
 
 def state_of(module):

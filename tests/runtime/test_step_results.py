@@ -11,7 +11,7 @@ from runtime_cases import Returning, apply, run, run_both, spawn
 
 from chatlearn import BaseModule
 from chatlearn.errors import StepError
-from chatlearn.runtime.worker import normalise
+from chatlearn.runtime.batches import normalise
 
 # ----------------------------------------------------------------------------------------------- what a step may return
 

@@ -15,8 +15,8 @@ import torch
 
 from chatlearn import BaseModule, SyncError
 from chatlearn.modules.base import describe
+from chatlearn.runtime.calls import ReplicaSettings
 from chatlearn.runtime.local import LocalCluster
-from chatlearn.runtime.worker import ReplicaSettings
 from chatlearn.sync.plan import make_plan
 from chatlearn.sync.sync import ParameterSync
 from chatlearn.sync.transport import checksum, describe_weights, read_weights, write_weights

@@ -16,8 +16,8 @@ from chatlearn.flow.signature import step_signature
 from chatlearn.modules.base import BaseModule, describe, step_functions
 from chatlearn.observe.metrics import MetricBuffer
 from chatlearn.runtime.base import Cluster, Future, Handle, create_cluster
+from chatlearn.runtime.calls import ReplicaSettings, Report, Rows, StepCall, Value
 from chatlearn.runtime.clients import ClientRef, with_clients
-from chatlearn.runtime.worker import ReplicaSettings, Report, Rows, StepCall, Value
 from chatlearn.types import Batch, SampleIds, num_rows
 
 
@@ -162,7 +162,7 @@ class Deployment:
             phase: ``experience``, ``train`` or ``eval``.
             index: number of the batch.
             place: words for errors.
-            run_parameters: see :class:`~chatlearn.runtime.worker.StepCall`.
+            run_parameters: see :class:`~chatlearn.runtime.calls.StepCall`.
             used: something reads the output, so there must be one.
             micro_batch_size: in a training flow.
             after: outputs that have to be there first.
@@ -277,7 +277,7 @@ class Call:
 
     Attributes:
         output: future of what the step returns.
-        report: future of its :class:`~chatlearn.runtime.worker.Report`.
+        report: future of its :class:`~chatlearn.runtime.calls.Report`.
         phase: of the run.
         handle: the replica.
         name: of the step, for people.

@@ -10,7 +10,7 @@ from chatlearn.errors import FlowError
 from chatlearn.flow.graph import BATCH, Graph, Node
 from chatlearn.flow.trace import trace
 from chatlearn.runtime.base import Future
-from chatlearn.runtime.worker import Report, Rows
+from chatlearn.runtime.calls import Report, Rows
 from chatlearn.types import SampleIds
 
 

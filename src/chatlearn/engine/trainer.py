@@ -12,7 +12,7 @@ from chatlearn.engine.executor import Executor, check_steps
 from chatlearn.engine.prompts import Prompts
 from chatlearn.flow.graph import BATCH, Node
 from chatlearn.runtime.base import Future
-from chatlearn.runtime.worker import Rows, Value
+from chatlearn.runtime.calls import Rows, Value
 
 
 class Trainer(Executor):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from chatlearn.modules.base import Description
-from chatlearn.runtime.worker import ReplicaSettings
+from chatlearn.runtime.calls import ReplicaSettings
 
 CLUSTERS = {"local": "chatlearn.runtime.local:LocalCluster"}
 """``runtime_env.backend`` -> import path of the class; the engine finds clusters here and names none."""
@@ -36,7 +36,7 @@ class Future(Protocol):
 class Cluster(Protocol):
     """Data calls of one handle run in the order of submission; control calls overtake them.
 
-    Futures among the arguments of a call, alone or inside tuples, dicts and :class:`~chatlearn.runtime.worker.Rows`,
+    Futures among the arguments of a call, alone or inside tuples, dicts and :class:`~chatlearn.runtime.calls.Rows`,
     are resolved where the call runs.
     """
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from chatlearn.errors import MissingStepError, StepError
 from chatlearn.guards import kind_of
+from chatlearn.runtime.calls import Report, Rows, StepCall
 from chatlearn.types import Batch, SampleIds, num_rows
-
-if TYPE_CHECKING:
-    from chatlearn.runtime.worker import Report, StepCall
 
 Ask = Callable[[str, int, "StepCall", Mapping[str, Any]], tuple[Any, "Report"]]
 """(module, replica, call, inputs) -> output and report; runs a call of another module and waits for it."""
@@ -57,8 +55,6 @@ class Client:
         return run
 
     def _run(self, step: str, data: Sequence[Batch], rows: Sequence[int] | None, constants: dict[str, Any]) -> Batch:
-        from chatlearn.runtime.worker import Rows
-
         names = self._ref.steps[step]
         if not data or (len(names) > 1 and len(data) != len(names)):
             raise StepError(f"{self._place}: {self.name}.{step} takes {', '.join(names)}, got {len(data)} batches.")

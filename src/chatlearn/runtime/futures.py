@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from chatlearn.guards import kind_of
-from chatlearn.runtime.worker import Rows
+from chatlearn.runtime.calls import Rows
 
 if TYPE_CHECKING:
     from chatlearn.runtime.threads import Task, Threads

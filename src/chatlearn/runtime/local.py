@@ -16,11 +16,12 @@ from typing import Any
 from chatlearn.errors import WorkerError
 from chatlearn.modules.base import Description
 from chatlearn.runtime.base import Future, Handle
+from chatlearn.runtime.calls import ReplicaSettings, Report, StepCall
 from chatlearn.runtime.futures import Done, Part, Pending, resolved
 from chatlearn.runtime.seeding import preserved_globals
 from chatlearn.runtime.threads import Threads
 from chatlearn.runtime.wire import decode, encode
-from chatlearn.runtime.worker import ReplicaSettings, Report, StepCall, Worker
+from chatlearn.runtime.worker import Worker
 
 _AT_ONCE = frozenset({"fetch", "lengths", "build_dataset"})
 """Methods that take no part in the order of a replica's calls: data sets are read by the driver's thread."""

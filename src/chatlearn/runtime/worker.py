@@ -13,7 +13,6 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,107 +26,10 @@ from chatlearn.guards import is_list, kind_of
 from chatlearn.modules.base import BaseModule, Description, ModuleContext, merge_batches, step_functions
 from chatlearn.modules.settings import Settings
 from chatlearn.runtime.batches import Returned, normalise, own, taken_source_rows, tensors_of
+from chatlearn.runtime.calls import STEP_PHASES, Metrics, ReplicaSettings, Report, Rows, StepCall, StepData, Value
 from chatlearn.runtime.clients import Ask, Client, ClientRef, with_clients
 from chatlearn.runtime.seeding import derive_seed, seed_everything
 from chatlearn.types import Batch, SampleIds
-
-
-@dataclass(frozen=True)
-class ReplicaSettings:
-    """What a replica is told about its run.
-
-    Attributes:
-        seed: the run's seed.
-        model_args: ``models.<name>.args``, checked by the class's ``Args`` if it has one.
-        module_args: the section ``models.<name>``.
-        runtime_args: the section ``runtime``.
-        num_threads: torch threads while the module's functions run (sums differ between thread counts).
-        seeds_globals: the global generators are seeded before each step too; not where steps run beside others.
-    """
-
-    seed: int
-    model_args: Any
-    module_args: Any
-    runtime_args: Any
-    num_threads: int = 1
-    seeds_globals: bool = True
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Some rows of batches that live somewhere on the cluster.
-
-    Attributes:
-        sources: futures of batches with the same rows (or the batches themselves), merged into one dict where
-            later ones win.
-        rows: which rows, in order; ``None`` means all of them.
-    """
-
-    sources: tuple[Any, ...]
-    rows: Sequence[int] | None = None
-
-
-Value = tuple[Rows, ...] | Any
-"""What one reference of a flow stands for: :class:`Rows` to concatenate, or the future of a list of micro-batches."""
-
-StepData = Mapping[str, Batch | list[Batch]]
-"""What the data parameters of a step get: a batch, or in a training flow a list of micro-batches."""
-
-STEP_PHASES = frozenset({"experience", "train", "eval", "call"})
-
-
-@dataclass(frozen=True)
-class StepCall:
-    """One call of one step.
-
-    Attributes:
-        step: the method.
-        phase: one of :data:`STEP_PHASES`; part of the seed's key.
-        occurrence: of the step in its flow; part of the seed's key.
-        index: batch index; part of the seed's key.
-        constants: arguments that were plain values in the flow.
-        run_parameters: ``iteration``, ``is_eval`` and what ``train_info`` needs.
-        ids: of all rows of the call.
-        used: something reads the output, so there must be one.
-        micro_batch_size: set in a training flow: the step works on a list of micro-batches.
-        place: words for errors, such as ``episode 3, batch 17``.
-        origin: of a call from inside another step: which one, and its number there; part of the seed's key.
-    """
-
-    step: str
-    phase: str
-    occurrence: int
-    index: int
-    constants: Mapping[str, Any]
-    run_parameters: Mapping[str, Any]
-    ids: SampleIds
-    used: bool = True
-    micro_batch_size: int | None = None
-    place: str = ""
-    origin: str = ""
-
-
-Metrics = list[tuple[str, float, str, int]]
-"""What a call logged: (name, value, reduction, number of samples)."""
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a call leaves behind beside its output.
-
-    Attributes:
-        metrics: what it logged.
-        puts: what it put into the store that modules share, in order.
-        source_rows: of a step that expands or filters: the input row that each row of the output comes from.
-        start: ``time.perf_counter()`` when it began, in seconds.
-        end: when it ended.
-    """
-
-    metrics: Metrics
-    puts: tuple[tuple[str, Any], ...] = ()
-    source_rows: tuple[int, ...] | None = None
-    start: float = field(default=0.0, compare=False)
-    end: float = field(default=0.0, compare=False)
 
 
 class Worker:
