@@ -165,6 +165,12 @@ def test_checking_a_configuration_alone(folder: Path, capsys: pytest.CaptureFixt
     assert "a.yaml:1  models.p.num_gpu: no effect in one process" in output.splitlines()[-1]
     assert main(["check", "runtime.num_episod=7"]) == 1
     assert "`num_episode`" in capsys.readouterr().err
+    assert main(["check", "-c=a.yaml"]) == 0
+    assert "num_gpu: no effect" in capsys.readouterr().out
+    assert main(["check", "-c", "a.yaml", "runtime.num_episod=7", "foo"]) == 1
+    error = capsys.readouterr().err
+    assert "Nothing reads 'foo'." in error
+    assert "runtime.num_episod: unknown key; did you mean `num_episode`?" in error
     assert main(["check", "-c", "a.yaml", "program.py"]) == 1
     assert "Nothing reads 'program.py'" in capsys.readouterr().err
 
@@ -222,10 +228,10 @@ def test_flow_of_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "wanted"),
     [
-        (["flow", "program.py", "-o", "absent/flow.txt"], ["absent/flow.txt can't be written", "after -o"]),
+        (["flow", "program.py", "-o", "toy.yaml/flow.txt"], ["toy.yaml/flow.txt can't be written", "after -o"]),
         (["flow", "zzz"], ["no recipe 'zzz'"]),
         (["flow", "empty.py"], ["nothing to check"]),
-        (["schema", "-o", "absent/schema.json"], ["can't be written: No such file or directory"]),
+        (["schema", "-o", "toy.yaml/schema.json"], ["toy.yaml/schema.json can't be written"]),
         (["report", "absent"], ["absent"]),
     ],
 )
@@ -247,6 +253,8 @@ def test_schema(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["schema", "-o", "schema.json"]) == 0
     assert capsys.readouterr().out == ""
     assert json.loads((folder / "schema.json").read_text()) == printed
+    assert main(["schema", "-o", "new/folder/schema.json"]) == 0
+    assert json.loads((folder / "new" / "folder" / "schema.json").read_text()) == printed
 
 
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:

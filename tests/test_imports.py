@@ -148,7 +148,7 @@ SIGNATURES = {
         "logging_summary": "(self)",
         "learn": "(self)",
         "evaluate": "(self, evaluator=None)",
-        "call": "(self, step, *data)",
+        "call": "(self, step, *data, **constants)",
         "check": "(self)",
         "stop": "(self)",
     },

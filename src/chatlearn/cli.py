@@ -282,7 +282,7 @@ COMMANDS: dict[str, Command] = {
 
 
 def _write(text: str, out: Path | None) -> None:
-    """Prints the text, or writes it to a file.
+    """Prints the text, or writes it to a file, whose folder is made if need be.
 
     Raises:
         ConfigError: The file can't be written.
@@ -291,6 +291,7 @@ def _write(text: str, out: Path | None) -> None:
         print(text)
         return
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{out.absolute()} can't be written: {error.strerror}. Give another path after -o.") from None
@@ -322,12 +323,20 @@ def _config(default: Path | None, rest: list[str]) -> Config:
     from chatlearn.config.load import load_config, parse_command_line
 
     paths, overrides = parse_command_line(rest)
-    if unknown := [word for word in _not_ours(rest) if word not in overrides]:
-        raise ConfigError(
-            f"Nothing reads {', '.join(map(repr, unknown))}. chatlearn takes -c FILE, --set SETTING|FILE, "
-            f"--resume [PATH] and settings such as runtime.num_episode=3; the recipe or program comes first."
-        )
-    return load_config(paths or default, overrides)
+    unknown = [word for word in _not_ours(rest) if word not in overrides]
+    message = (
+        f"Nothing reads {', '.join(map(repr, unknown))}. chatlearn takes -c FILE, --set SETTING|FILE, "
+        f"--resume [PATH] and settings such as runtime.num_episode=3; the recipe or program comes first."
+    )
+    try:
+        config = load_config(paths or default, overrides)
+    except ConfigError as error:
+        if unknown:
+            raise ConfigError(f"{message}\n{error}") from None
+        raise
+    if unknown:
+        raise ConfigError(message)
+    return config
 
 
 def _not_ours(rest: list[str]) -> list[str]:

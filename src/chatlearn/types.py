@@ -85,6 +85,14 @@ class SampleIds:
             ends.append(stop)
         return [range(start, stop) for start, stop in pairwise(ends)]
 
+    def together(self) -> list[int] | None:
+        """The rows in an order in which each group stands in one piece, where it was first; ``None`` where they do."""
+        places: dict[int, list[int]] = {}
+        for row, group in enumerate(self.group_ids):
+            places.setdefault(group, []).append(row)
+        order = [row for rows in places.values() for row in rows]
+        return None if order == list(range(len(order))) else order
+
     def take(self, rows: Sequence[int]) -> SampleIds:
         """Ids of the given rows, in the given order."""
         return SampleIds(

@@ -165,8 +165,8 @@ def no_file() -> None:
 @cause(
     DataError,
     says="no file matches 'data/*.jsonl'",
-    at="data/*.jsonl",
-    fix="A str or Path names a file of prompts",
+    at="dict  runtime.data_path",
+    fix="Name a file of prompts, a folder, or a pattern",
 )
 def no_matching_file() -> None:
     """No file matches a pattern."""

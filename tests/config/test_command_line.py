@@ -10,6 +10,8 @@ from chatlearn.errors import ConfigError
         ("", "", []),
         ("-c a.yaml", "a.yaml", []),
         ("-ca.yaml", "a.yaml", []),
+        ("-c=a.yaml", "a.yaml", []),
+        ("-c=a.yaml b.yaml", "a.yaml", []),
         ("--config a.yaml", "a.yaml", []),
         ("--config=a.yaml", "a.yaml", []),
         ("runtime.seed=3 -c a.yaml rlhf.seed=4", "a.yaml", ["runtime.seed=3", "rlhf.seed=4"]),
@@ -49,6 +51,7 @@ def test_resume_keeps_any_path(path):
     [
         ("-c", "`-c` comes without a file"),
         ("-c --resume", "`-c` comes without a file"),
+        ("-c= a.yaml", "`-c` comes without a file"),
         ("--config", "`--config` comes without a file"),
         ("--config=", "`--config` comes without a file"),
         ("--set", "`--set` comes without a setting"),

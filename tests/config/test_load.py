@@ -117,6 +117,22 @@ def test_scalars(text, value):
         ("${X}", {"X": "[a, 1]"}, ["a", 1]),
         ("${X}", {"X": "'8'"}, "8"),
         ("${X:8}", {"X": ""}, 8),
+        ("${X}", {"X": "a: b"}, "a: b"),
+        ("${X}", {"X": "a: b\nc: d"}, "a: b\nc: d"),
+        ("${X}", {"X": "- a"}, "- a"),
+        ("${X}", {"X": "a #b"}, "a #b"),
+        ("${X}", {"X": "*x"}, "*x"),
+        ("${X}", {"X": "'a' or 'b'"}, "'a' or 'b'"),
+        ("${X}", {"X": "'a': b"}, "'a': b"),
+        ("${X}", {"X": "[a]: b"}, "[a]: b"),
+        ("${X}", {"X": "{a: 1}"}, {"a": 1}),
+        ("${X}", {"X": " 7 "}, 7),
+        ("${X}", {"X": "null"}, None),
+        ("${X:#ff0}", {}, "#ff0"),
+        ("'${X:a: b}'", {}, "a: b"),
+        ("!!str ${X}", {"X": "7"}, "7"),
+        ("&here !!str ${X:5}", {}, "5"),
+        ("!!int 1${X}", {"X": "2"}, 12),
         ("[1, '${X:2}']", {}, [1, 2]),
         ("${X}", {"X": "${Y}"}, "${Y}"),
         ("a${X:1}b", {}, "a1b"),
@@ -184,6 +200,34 @@ models:
 def test_overrides(override, read, value):
     text = "models:\n  policy:\n    args: {lr: 1, betas: {0: 1, 1: 2}}\n  value:\nrlhf:\n  num_episode: 5\n"
     assert read(load_config_text(text, overrides=[override])) == value
+
+
+@pytest.mark.parametrize("value", ["12345", "on", "1e3", "true", "null", "#ff0", "a: b", "{question}", "[x] y", "~"])
+def test_text_from_outside_stays_text(monkeypatch, value):
+    """A number in YAML is no text, but who sets a variable or a word of the command line has text only."""
+    monkeypatch.setenv("VALUE", value)
+    monkeypatch.delenv("ABSENT", raising=False)
+    for text in ("${VALUE}", f"'${{ABSENT:{value}}}'"):
+        config = load_config_text(f"runtime:\n  exp_name: {text}\n")
+        assert config.runtime.exp_name == value
+    assert load_config(None, [f"runtime.exp_name={value}"]).runtime.exp_name == value
+
+
+def test_numbers_from_outside_in_places_that_take_text(folder, monkeypatch):
+    monkeypatch.setenv("JOB", "007")
+    (folder / "123").write_text("x: 1\n")
+    words = ["runtime.data_path=[1.0, a]", "models.p.model_config_file=123", "models.p.model_type=${JOB}"]
+    config = load_config(None, [*words, "runtime.resume=true", "runtime.profiler_dir=null"])
+    assert config.runtime.data_path == ["1.0", "a"]
+    assert (config.models["p"].model_type, config.models["p"].args) == ("007", {"x": 1})
+    assert (config.runtime.resume, config.runtime.profiler_dir) == ("auto", None)
+
+
+def test_sections_made_on_the_command_line_come_from_there():
+    config = load_config_text("runtime: {seed: 1}", "f.yaml", ["models.p.args.x.y=1", "runtime.log_interval=2"])
+    keys = ("models", "models.p", "models.p.args", "models.p.args.x", "models.p.args.x.y", "runtime.log_interval")
+    assert {config.sources[key] for key in keys} == {"command line"}
+    assert config.sources["runtime"] == "f.yaml:1"
 
 
 def test_later_override_wins():

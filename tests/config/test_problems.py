@@ -1,8 +1,9 @@
 """What bad configurations get: the words, the place, the fix."""
 
+import pydantic
 import pytest
 
-from chatlearn.config import Problem, load_config, raise_problems
+from chatlearn.config import Problem, check_args, load_config, load_config_text, raise_problems
 from chatlearn.errors import ConfigError
 
 
@@ -49,7 +50,11 @@ rlhf:
         (f"runtime: {{seed: {2**63}}}", f"got {2**63}"),
         ("runtime: {num_episode: 0}", "runtime.num_episode: expected an integer >= 1, got 0"),
         ("runtime: {num_ppo_episode: 0}", "runtime.num_ppo_episode: expected an integer >= 1, got 0"),
-        ("runtime: {num_episode: 1e3}", "Fix: write 1000."),
+        ("runtime: {num_episode: 1e3}", "got 1e3\n     Fix: write 1000."),
+        ("runtime: {exp_name: on}", "expected text, got on\n     Fix: put it in quotes: exp_name: 'on'."),
+        ("runtime: {exp_name: 1e3}", "expected text, got 1e3\n     Fix: put it in quotes: exp_name: '1e3'."),
+        ("runtime: {export: [007]}", "expected text, got 007\n     Fix: put it in quotes: '007'."),
+        ("runtime:\n  num_episode: 1${ABSENT:2}", "got '12'\n     Fix: write num_episode: !!int 1${ABSENT:2}."),
         ("runtime: {num_episode: '8'}", "Fix: write 8 without quotes."),
         ("runtime: {num_episode: }", "expected an integer >= 1, got nothing (null)"),
         ("runtime: {num_episode: }", "leave the key out to take the default, 5000"),
@@ -86,7 +91,19 @@ rlhf:
         ("models: {3: {}}", "models.3: a key must be text, got 3"),
         ("models: {a: {args: {3: 4}}}", "models.a.args.3: a key must be text, got 3"),
         ("runtime_env: {local_threads: 0}", "runtime_env.local_threads: expected an integer >= 1, got 0"),
-        ("runtime: {stream_data_loader_type: relay}", "expected one of `fixed`, `dynamic`, got 'relay'"),
+        (
+            "runtime: {stream_data_loader_type: relay}",
+            "expected one of `fixed`, `dynamic`, got 'relay'\n"
+            "     Fix: write fixed, and in max_replay_episode the number of episodes to train on (-1 is all).",
+        ),
+        ("runtime: {stream_data_loader_type: dynamc}", "expected one of `fixed`, `dynamic`, got 'dynamc'"),
+        (
+            "runtime: {data_ratio: 0}",
+            "1. ppo.yaml:1  runtime.data_ratio: expected a list or a number > 0 or null, got 0",
+        ),
+        ("runtime: {data_ratio: true}", "1 problem in"),
+        ("models: {a: {fsdp_size: 0}}", "models.a.fsdp_size: expected an integer >= 1 or `-1`, got 0"),
+        ("models: {a: {sp_size: -1}}", "models.a.sp_size: expected an integer >= 1, got -1"),
         ("runtime: {max_relay_episode: -2}", "runtime.max_relay_episode: expected an integer >= -1, got -2"),
         ("runtime: {data_ratio: [1, 0]}", "runtime.data_ratio.1: expected a number > 0, got 0"),
         ("runtime: {data_path: [a, b], data_ratio: [1]}", "has 1 numbers, but data_path has 2 files"),
@@ -232,6 +249,34 @@ def test_environment_without_a_value(problems, monkeypatch):
     assert "set SEED, or write a default: ${SEED:default}" in found
 
 
+class Settings(pydantic.BaseModel):
+    path: str
+
+
+@pytest.mark.parametrize(
+    ("text", "override", "words"),
+    [
+        ("path: 1e3", "runtime.seed=1", "got 1e3\n     Fix: put it in quotes: path: '1e3'."),
+        ("path: ${JOB}", "runtime.seed=1", "got 007\n     Fix: write !!str before the reference: path: !!str ${…}."),
+        ("path: x", "models.p.args.path=1", "Fix: quote it for YAML and for the shell: models.p.args.path=\"'1'\"."),
+    ],
+)
+def test_a_setting_of_the_users_own_that_should_be_text(monkeypatch, text, override, words):
+    monkeypatch.setenv("JOB", "007")
+    config = load_config_text(f"models:\n  p:\n    args:\n      {text}\n", "f.yaml", [override])
+    for same in (config, load_config(config)):
+        (problem,) = check_args("p", Settings, same)
+        assert words in str(problem)
+
+
+def test_the_ways_out_work(monkeypatch):
+    monkeypatch.setenv("JOB", "007")
+    by_tag = load_config_text("models: {p: {args: {path: !!str '${JOB}'}}}")
+    assert check_args("p", Settings, by_tag) == []
+    assert check_args("p", Settings, load_config(by_tag, ["models.p.args.path='1'"])) == []
+    assert load_config_text("runtime: {num_episode: !!int '1${JOB}'}").runtime.num_episode == 1007
+
+
 def test_environment_with_broken_yaml(problems, monkeypatch):
     monkeypatch.setenv("SEED", "[1")
     assert "environment SEED (ppo.yaml:2)  runtime.seed: not valid YAML" in problems("runtime:\n  seed: ${SEED}")
@@ -250,6 +295,11 @@ def test_environment_with_broken_yaml(problems, monkeypatch):
             "runtime.seed.x=1",
             "command line  runtime.seed.x: `runtime.seed` is 1, so nothing can be set below it",
         ),
+        ("runtime.num_episode.x=1", "command line  runtime.num_episode: expected an integer >= 1, got a mapping"),
+        ("rlhf.num_ppo_episode.x.y=1", "command line  rlhf.num_ppo_episode: expected an integer >= 1, got a mapping"),
+        ("runtime.data_ratio.0=3", "command line  runtime.data_ratio: expected a list"),
+        ("models.a.b.c=1", "command line  models.a.b: unknown key"),
+        ("models.policy.num_replica.x=1", "command line  models.policy.num_replica: expected an integer >= 1"),
         ("runtime=1", "command line: expected an override, got 'runtime=1'"),
         ("runtime.=1", "write section.key=value, as in runtime.num_episode=3"),
         (
@@ -293,6 +343,44 @@ def test_unreadable_files(folder):
         load_config("bad.yaml")
     with pytest.raises(ConfigError, match="can't be read"):
         load_config("a\0b")
+
+
+def test_the_text_of_a_configuration_is_no_path():
+    for text in ("runtime: {seed: 1}", "runtime:\n  seed: 1\n" + "# words\n" * 5000, "x" * 30_000):
+        with pytest.raises(ConfigError, match="the argument: expected the path of a YAML file, got '") as caught:
+            load_config(text)
+        assert "give the path of a file or a dict" in str(caught.value)
+        assert len(str(caught.value)) < 300
+
+
+def test_a_path_with_a_colon_is_a_path(folder):
+    (folder / "a: b.yaml").write_text("runtime: {seed: 4}")
+    assert load_config("a: b.yaml").runtime.seed == 4
+
+
+def test_a_place_that_is_long_takes_no_time():
+    """Quadratic work on this place would take hours."""
+    problem = Problem("x" * 5_000_000, "", "is wrong")
+    with pytest.raises(ConfigError, match="2 problems"):
+        raise_problems([problem, Problem("f.yaml:3", "", "is wrong")])
+
+
+def test_args_that_are_no_settings():
+    endless: list = [1]
+    endless.append(endless)
+    for args, words in [
+        ({"x": {(1, 2): 3}}, "models.p.args: has a list as a key at `x`\n     Fix: use text or numbers as keys."),
+        ({"x": endless}, "models.p.args: is nested too deeply, or contains itself"),
+        ({"x": "\ud800"}, "models.p.args: '\\ud800' holds a lone surrogate at `x`"),
+    ]:
+        with pytest.raises(ConfigError) as caught:
+            load_config({"models": {"p": {"args": args}}})
+        assert words in str(caught.value)
+
+
+def test_a_lone_surrogate_in_a_name():
+    with pytest.raises(ConfigError, match=r"there is no sink `\\ud800`"):
+        load_config({"runtime": {"sinks": "\ud800"}})
 
 
 def test_a_dict_that_contains_itself():

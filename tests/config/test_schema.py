@@ -1,4 +1,5 @@
 import copy
+import json
 import pickle
 from enum import StrEnum
 from pathlib import Path
@@ -157,6 +158,58 @@ def test_frozen():
     ]:
         with pytest.raises(ConfigError, match="can't be changed"):
             setattr(section, name, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        (lambda c: c.models.update(q=1), "models"),
+        (lambda c: c.models.__delitem__("p"), "models"),
+        (lambda c: c.models["p"].args.pop("x"), "models.<name>.args"),
+        (lambda c: c.models["p"].args["x"].setdefault("z", 1), "models.<name>.args.x"),
+        (lambda c: c.models["p"].args["x"]["y"].append(3), "models.<name>.args.x.y"),
+        (lambda c: c.models["p"].lora.lora_layer.sort(), "models.<name>.lora.lora_layer"),
+        (lambda c: c.runtime.export.extend(["q"]), "runtime.export"),
+        (lambda c: c.runtime.colocation[0].clear(), "runtime.colocation.0"),
+        (lambda c: delattr(c.runtime, "seed"), "runtime.seed"),
+    ],
+)
+def test_frozen_to_the_bottom(change, key):
+    given = {
+        "models": {"p": {"args": {"x": {"y": [1, 2]}}}},
+        "runtime": {"export": ["p"], "colocation": ["p"]},
+    }
+    loaded = Config(**given)
+    for config in (loaded, copy.deepcopy(loaded), pickle.loads(pickle.dumps(loaded)), load_config(loaded)):
+        with pytest.raises(ConfigError, match="can't be changed once it is loaded") as caught:
+            change(config)
+        assert str(caught.value).startswith(f"{key}: ")
+        assert config == Config(**given)
+
+
+def test_what_a_configuration_holds_is_read_like_any_list_and_dict():
+    args = Config(models={"p": {"args": {"x": {"y": [1, 2]}}}}).models["p"].args
+    assert json.loads(json.dumps(args)) == {"x": {"y": [1, 2]}}
+    assert {**args, "z": 1} == args | {"z": 1} == {"x": {"y": [1, 2]}, "z": 1}
+    for own in (copy.deepcopy(args), pickle.loads(pickle.dumps(args))):
+        own["x"]["y"].append(3)
+        assert own == {"x": {"y": [1, 2, 3]}}
+    shallow = copy.copy(args["x"]["y"])
+    shallow.append(3)
+    assert args == {"x": {"y": [1, 2]}}
+
+
+def test_equal_shares_as_one_number():
+    """ChatLearn takes a list or one number for all data sets."""
+    runtime = Config(runtime={"data_path": ["a", "b"], "data_ratio": 1}).runtime
+    assert runtime.data_ratio == 1
+
+
+@pytest.mark.parametrize(("given", "size"), [(-1, -1), (4, 4), (None, 1)])
+def test_ranks_of_fsdp(given, size):
+    config = Config(models={"p": {"fsdp_size": given, "num_gpu": 8}})
+    assert config.models["p"].fsdp_size == size
+    assert load_config_text(config.to_yaml()) == config
 
 
 def test_models_as_sections():

@@ -287,7 +287,7 @@ def test_samples_read_as_a_list_and_as_columns():
 def test_columns_need_the_same_keys_in_all_samples():
     assert Samples([{"a": 1, "b": 2}, {"b": 3, "a": None}]).columns() == {"a": [1, None], "b": [2, 3]}
     assert Samples().columns() == {}
-    with pytest.raises(DataError, match=r"different keys: b, c is not in all .*first has a, b; number 1 has a, c"):
+    with pytest.raises(DataError, match=r"different keys: b, c is not in all .*number 0 has a, b; number 1 has a, c"):
         Samples([{"a": 1, "b": 2}, {"a": 1, "c": 2}]).columns()
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import bdb
+import collections
 
 import datasets
 import numpy as np
 import pytest
 import torch
+from transformers import BatchEncoding
 
 from chatlearn import BaseModule
 from chatlearn.data.collate import Samples
@@ -207,3 +209,132 @@ def test_rows_of_hugging_face_are_samples():
         "prompt": ["b", "a"],
         "n": [None, 1],
     }
+
+
+# --------------------------------------------------------------------------------- default collation, entry by entry
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [[0, 10], [1, 11]],
+        [[0], [1, 2, 3]],
+        [(0, 10), (1, 11)],
+        [None, None],
+        [None, 3],
+        [4, None],
+        ["a", 5],
+        [[], "b"],
+        [b"x", b"y"],
+        [[torch.ones(1)], [torch.ones(2)]],
+    ],
+)
+def test_lists_tuples_text_and_none_stay_entries_of_a_list(entries):
+    """PyTorch's own rules would turn lists and tuples by 90 degrees and refuse None."""
+    batch = fetch(Plain([{"x": entry, "n": n} for n, entry in enumerate(entries)]), [0, 1])
+    assert type(batch["x"]) is list
+    assert [entry is given for entry, given in zip(batch["x"], entries, strict=True)] == [True, True]
+    assert torch.equal(batch["n"], torch.tensor([0, 1]))
+
+
+def test_dicts_in_samples_become_dicts_of_columns():
+    samples = [{"a": {"n": n, "t": {"l": [n, n + 10]}}} for n in (1, 2)]
+    batch = fetch(Plain(samples), [1, 0])
+    assert torch.equal(batch["a"]["n"], torch.tensor([2, 1]))
+    assert batch["a"]["t"] == {"l": [[2, 12], [1, 11]]}
+
+
+def test_a_mapping_is_a_sample():
+    rows = [collections.UserDict(q="a", n=1), collections.UserDict(q="b", n=2)]
+    batch = fetch(Plain(rows), [1, 0])
+    assert (batch["q"], batch["n"].tolist()) == (["b", "a"], [2, 1])
+    assert fetch(PromptDataset(rows), [1, 0]) == {"q": ["b", "a"], "n": [2, 1]}
+
+
+@pytest.mark.parametrize("more", ["first", "second"])
+@pytest.mark.parametrize("collate", [None, lambda samples: dict(samples.items())])
+def test_samples_with_different_keys_are_named_by_index(more, collate):
+    samples = [{"a": 1}, {"a": 1, "b": 2}] if more == "second" else [{"a": 1, "b": 2}, {"a": 1}]
+    dataset = Plain([None] * 7 + samples)
+    dataset.collate_fn = collate
+    has = {7: "a, b", 8: "a"} if more == "first" else {7: "a", 8: "a, b"}
+    words = rf"different keys: b is not in all of them \(sample number 7 has {has[7]}; sample number 8 has {has[8]}\)"
+    with pytest.raises(DataError, match=words):
+        fetch(dataset, [7, 8])
+    with pytest.raises(DataError, match=r"sample number 8 of data set 0 has .*; sample number 0 of data set 1 has c\)"):
+        fetch_from([dataset, Plain([{"c": 1}])], [(0, 8), (1, 0)])
+
+
+def test_nested_dicts_with_different_keys_are_named_by_index_and_key():
+    with pytest.raises(DataError, match=r"'a' of sample number 1 has n; 'a' of sample number 0 has m"):
+        fetch(Plain([{"a": {"m": 1}}, {"a": {"n": 2}}]), [1, 0])
+
+
+def test_one_sample_that_is_no_dict_is_named():
+    with pytest.raises(DataError, match="samples of a batch are dicts, but sample number 1 is str"):
+        fetch(Plain([{"a": 1}, "a"]), [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        ([{"k": 1}, torch.ones(1)], "'x' is a dict in sample number 0, but not in sample number 1"),
+        ([2, torch.tensor(3.5)], "'x' is a tensor or an array in sample number 1, but not in sample number 0"),
+        ([np.ones(2), 1.0], "'x' is a tensor or an array in sample number 0, but not in sample number 1"),
+    ],
+)
+def test_entries_of_different_kinds_are_named(entries, words):
+    """PyTorch looks at the first alone: of 2 and tensor(3.5) it makes 2 and 3."""
+    with pytest.raises(DataError, match=words):
+        fetch(Plain([{"x": entry} for entry in entries]), [0, 1])
+
+
+# ----------------------------------------------------------------------------------------- mappings, data sets given
+
+
+@pytest.mark.parametrize("kind", [BatchEncoding, collections.UserDict, collections.OrderedDict, dict])
+def test_a_collate_fn_may_return_any_mapping(kind):
+    dataset = Plain([{"t": torch.tensor([n])} for n in range(3)])
+    dataset.collate_fn = lambda samples: kind({"t": torch.stack(samples["t"]), "in": kind({"n": [1, 2]})})
+    batch = fetch(dataset, [2, 0])
+    assert (type(batch), type(batch["in"])) == (dict, dict)
+    assert (batch["t"].tolist(), batch["in"]) == ([[2], [0]], {"n": [1, 2]})
+
+
+def test_what_a_collate_fn_returned_instead_of_a_dict():
+    dataset = Plain([{"t": 1}])
+    dataset.collate_fn = lambda samples: [1]
+    with pytest.raises(DataError, match=r"collating gives list, but a batch is a dict. Let collate_fn return a dict"):
+        fetch(dataset, [0])
+
+
+def test_prompts_with_a_collate_fn_are_the_data_set_of_a_module_without_one():
+    given = SeedDataset(TOKENS)
+    assert open_dataset(BaseModule("policy"), given, is_eval=False) is given
+    assert fetch(given, [4, 1])["query"].tolist() == [[4, 40], [1, 10]]
+    assert type(open_dataset(BaseModule("policy"), DefaultDataset(TOKENS), is_eval=False)) is PromptDataset
+
+
+def test_the_collate_fn_of_prompts_gives_way_to_build_dataset():
+    class Own(BaseModule):
+        def build_dataset(self, prompts):
+            return PromptDataset([int(row["query"][0]) for row in map(prompts.__getitem__, range(len(prompts)))])
+
+    assert fetch(open_dataset(Own("own"), SeedDataset(TOKENS), is_eval=False), [3, 1]) == {"prompt": [3, 1]}
+
+
+@pytest.mark.parametrize(
+    ("length", "words"),
+    [("3", "TypeError: 'str' object cannot be interpreted"), (-1, "ValueError: __len__"), (1.5, "TypeError")],
+)
+def test_a_length_of_a_wrong_type(length, words):
+    class Odd(Plain):
+        def __len__(self):
+            return length
+
+    class Policy(BaseModule):
+        def build_dataset(self, prompts):
+            return Odd(prompts)
+
+    with pytest.raises(DataError, match=rf"data set that policy.build_dataset returns has no length: {words}.* from 0"):
+        open_dataset(Policy("policy"), [1], is_eval=False)

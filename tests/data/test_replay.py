@@ -245,3 +245,17 @@ def test_a_state_that_a_file_can_not_hold_names_episode_and_key():
     buffer.add(EpisodeBuffer(3, [({"meta": {"notes": [0, {1}]}}, ids(0, 2))]))
     with pytest.raises(DataError, match=r"^episode 3: meta\['notes'\]\[1\] is set, which a file can't hold"):
         buffer.state()
+
+
+@pytest.mark.parametrize(
+    ("change", "key"), [(lambda s: s | {5: 1}, "5"), (lambda s: s | {"extra": {"deep": {}} | {(1, 2): 3}}, r"\(1, 2\)")]
+)
+def test_keys_of_samples_are_text(change, key):
+    """A dict that is a new value is an entry of a list and may hold any keys; one that is a column may not."""
+    batch = {"reward": torch.ones(2), "extra": {"deep": [1, 2]}}
+    buffer = EpisodeBuffer(3, [(batch, ids(30, 2))])
+    words = rf"item 1 \(sample 31 of episode 3\) has the key {key}, but keys of samples are text"
+    with pytest.raises(DataError, match=words):
+        select([buffer], lambda episodes: [episodes[0].samples[0], change(episodes[0].samples[1])])
+    new = select([buffer], lambda episodes: [sample | {"new": {5: 1}} for sample in episodes[0].samples])
+    assert [sample["new"] for sample in new] == [{5: 1}, {5: 1}]

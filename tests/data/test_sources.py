@@ -249,3 +249,14 @@ def test_rows_travel_by_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     sent = pickle.dumps(read)
     assert len(sent) < 1000
     assert list(pickle.loads(sent)) == expected
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".json", ".csv", ".txt"])
+def test_parquet_under_another_name_is_told_by_its_content(tmp_path: Path, ending: str) -> None:
+    write_parquet(ROWS, tmp_path / f"p{ending}")
+    with pytest.raises(DataError, match=rf"p\{ending}: .* is Parquet\. Name it 'p\.parquet'"):
+        read_prompts(tmp_path / f"p{ending}")
+
+
+def test_a_text_may_begin_like_a_parquet_file(tmp_path: Path) -> None:
+    assert list(read_prompts(write(tmp_path / "p.txt", "PAR1 is a word\n"))) == ["PAR1 is a word"]

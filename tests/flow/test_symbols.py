@@ -45,7 +45,16 @@ HARMLESS = {
     "f-string with format": lambda out: f"{out['x']:.3f} {out['n']:>5d} {out:10}",
     "format": lambda out: "%s {:.2f}".format(out["x"]) % out["x"],
     "logging": lambda out: logging.getLogger("flow").warning("%s", out["x"]),
-    "as a key": lambda out: ({out["x"]: 1}, {out["x"], out}),
+    "arithmetic with arrays": lambda out: (np.ones(2) + out["x"], out["x"] * np.ones(2), np.ones((2, 2)) @ out["x"]),
+    "arithmetic with numbers of numpy": lambda out: (
+        np.float64(1) + out["x"],
+        np.float32(2) ** out["x"],
+        np.int64(3) // out["x"],
+        np.bool_(True) | out["x"],
+        divmod(np.int64(3), out["x"]),
+    ),
+    "comparison with numpy": lambda out: (np.float64(1) < out["x"], np.ones(2) == out["x"], np.int64(1) >= out["x"]),
+    "the whole batch as a key": lambda out: ({out: 1}, {out}),
     "identity": lambda out: 1 if out["x"] is None else 2,
 }
 
@@ -101,6 +110,14 @@ NEEDS_DATA = {
     "unpacking": lambda out: (lambda a, b: a)(*out["x"]),
     "keywords": lambda out: dict(**out),
     "dict display": lambda out: {**out, "r": 1},
+    "next": lambda out: next(out),
+    "next of a part": lambda out: next(out["x"]),
+    "reversed": lambda out: list(reversed(out)),
+    "as a key": lambda out: {out["x"]: 1},
+    "as a member": lambda out: {out["x"]},
+    "looked up": lambda out: {1: 2}[out["x"]],
+    "looked up, with a default": lambda out: {1: 2}.get(out["x"], 3),
+    "is member of a set": lambda out: out["x"] in {1, 2},
     "numpy": lambda out: np.asarray(out["x"]),
     "numpy function": lambda out: np.stack([out["x"], out["y"]]),
     "numpy ufunc": lambda out: np.exp(out["x"]),
@@ -119,6 +136,29 @@ def test_what_needs_data_is_an_error_that_names_line_and_remedy(use):
     assert f"{__file__}:{use.__code__.co_firstlineno}" in str(caught.value)
     assert "policy.forward_step" in str(caught.value)
     assert "Move what depends on data into a step" in str(caught.value)
+
+
+@pytest.mark.parametrize("read", [lambda out: out, lambda out: out["lock"]], ids=["whole", "part"])
+def test_a_with_block_of_one_is_an_error_that_names_line_and_remedy(read):
+    def flow(batch):
+        with read(policy.forward_step(batch)):  # the block
+            raise AssertionError("entering is the error")
+
+    with pytest.raises(FlowError, match=r"asks for the context .* of the output of policy\.forward_step") as caught:
+        trace(flow)
+    assert str(caught.value).startswith(f"{place(flow, '# the block')}: ")
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["raw batch", "output"])
+def test_calling_a_batch_is_an_error_that_names_line_and_remedy(whole):
+    def flow(batch):
+        out = policy.forward_step(batch)
+        return (batch if whole else out)(1)
+
+    origin = "the batch" if whole else r"the output of policy\.forward_step"
+    with pytest.raises(FlowError, match=f"the flow calls {origin} like a function.*pass it to a step") as caught:
+        trace(flow)
+    assert str(caught.value).startswith(f"{place(flow, 'return')}: ")
 
 
 HANDED_TO_TORCH = {

@@ -18,6 +18,16 @@ def test_keys_are_attributes_in_nested_dicts_as_well() -> None:
     assert copy.deepcopy(settings).decay.steps == 3
 
 
+def test_a_nested_dict_is_one_dict_whichever_way_it_is_read() -> None:
+    given = {"optimizer": {"lr": 0.5, "betas": {"first": 0.9}}}
+    settings = Settings(given)
+    assert settings.optimizer.pop("lr") == 0.5
+    settings["optimizer"]["betas"]["first"] = 0.8
+    assert settings == {"optimizer": {"betas": {"first": 0.8}}}
+    assert settings.optimizer.betas.first == 0.8
+    assert given == {"optimizer": {"lr": 0.5, "betas": {"first": 0.9}}}
+
+
 def test_a_setting_that_is_not_there_names_the_nearest_or_all() -> None:
     with pytest.raises(
         AttributeError, match=r"no setting 'learnig_rate' under models\.<name>\.args; did you mean 'learn"

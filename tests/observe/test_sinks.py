@@ -186,7 +186,7 @@ def test_names_are_opened_once_and_nothing_beside_them(tmp_path: Path) -> None:
 def test_what_was_opened_is_closed_when_the_next_one_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     closed: list[str] = []
     monkeypatch.setattr(JsonlSink, "close", lambda self, status: closed.append(status))
-    with pytest.raises(OSError, match="no room"):
+    with pytest.raises(ConfigError, match=rf"{__name__}:Refusing': its constructor raises OSError at .*: no room"):
         open_sinks(tmp_path, 1, [f"{__name__}:Refusing"])
     assert closed == ["failed"]
 

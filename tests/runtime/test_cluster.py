@@ -8,11 +8,13 @@ from __future__ import annotations
 import bdb
 import threading
 import traceback
+from typing import ClassVar
 
 import pytest
 import torch
 from runtime_cases import Counter, Echo, Failing, Rolling, Trainee, apply, run, run_both, settings, spawn
 
+from chatlearn import BaseModule
 from chatlearn.errors import ChatLearnError, StepError, WorkerError
 from chatlearn.modules.base import describe
 from chatlearn.runtime.base import CLUSTERS, Handle, create_cluster
@@ -271,6 +273,26 @@ def test_local_passes_by_reference_and_isolated_through_bytes(isolate):
     result = apply(cluster, handle, mark, tensor)
     assert result[0] == 99
     assert (result is tensor, tensor[0].item()) == ((False, 0) if isolate else (True, 99))
+
+
+def test_isolation_leaves_local_classes_as_they_are():
+    class Local(BaseModule):
+        made: ClassVar = []
+
+        def __init__(self, name):
+            super().__init__(name)
+            self.made.append(self)
+
+        def forward_step(self, data):
+            return {"who": [type(self)]}
+
+    module, function, made = Local("local"), Local.forward_step, Local.made
+    cluster = LocalCluster(isolate=True)
+    handle = spawn(cluster, module)
+    assert run(cluster, handle, {"x": [0]}) == {"who": [Local]}
+    assert Local.forward_step is function
+    assert Local.made is made
+    assert len(made) == 2
 
 
 def test_local_runs_inline_in_the_calling_thread():

@@ -46,6 +46,24 @@ def test_results_are_detached_contiguous_and_outside_of_inference_mode(cluster):
     assert output["entries"][1] == "a"
 
 
+def test_results_hold_the_numbers_that_conjugate_and_negative_tensors_stand_for(cluster):
+    def lazy(data):
+        numbers = torch.tensor([1 + 2j, 3 - 4j])
+        return {
+            "conjugate": numbers.conj(),
+            "nested": {"negative": numbers.conj().imag},
+            "entries": [numbers.conj(), numbers.conj().imag],
+            "deeper": [[numbers.conj()], {"negative": numbers.conj().imag}],
+        }
+
+    output = run(cluster, spawn(cluster, Returning("lazy", lazy)), {"x": [0, 0]})
+    conjugate, negative = [1 - 2j, 3 + 4j], [-2.0, 4.0]
+    columns = [output["conjugate"], output["nested"]["negative"], *output["entries"]]
+    assert [tensor.numpy().tolist() for tensor in columns] == [conjugate, negative, conjugate, negative]
+    assert output["deeper"][0][0].tolist() == conjugate
+    assert output["deeper"][1]["negative"].tolist() == negative
+
+
 def test_what_a_module_does_to_its_own_containers_later_does_not_reach_a_result(cluster):
     class Keeping(BaseModule):
         def forward_step(self, data):

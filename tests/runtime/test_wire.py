@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from chatlearn.runtime.wire import decode, encode
+from chatlearn.runtime.wire import carried, decode, encode
 from chatlearn.types import SampleIds
 
 TORCH_DTYPES = [
@@ -168,6 +168,11 @@ def test_round_trip(value):
     assert same(decode(encode(value)), value)
 
 
+@given(value=VALUES)
+def test_carrying_inside_of_the_process_is_a_round_trip_too(value):
+    assert same(carried(value), value)
+
+
 @given(tensor=tensors())
 def test_tensors_arrive_contiguous_and_with_memory_of_their_own(tensor):
     copy = decode(encode(tensor))
@@ -183,6 +188,21 @@ def test_tensors_arrive_without_a_graph(tensor):
     copy = decode(encode({"x": tensor}))["x"]
     assert not copy.requires_grad
     assert torch.equal(copy, tensor.detach())
+
+
+def test_conjugate_and_negative_tensors_arrive_as_the_numbers_that_they_stand_for():
+    numbers = torch.tensor([1 + 2j, 3 - 4j])
+    got = decode(encode({"conjugate": numbers.conj(), "nested": [(numbers.conj().imag,)]}))
+    assert got["conjugate"].tolist() == [1 - 2j, 3 + 4j]
+    assert got["nested"][0][0].tolist() == [-2.0, 4.0]
+    assert not got["conjugate"].is_conj()
+    assert not got["nested"][0][0].is_neg()
+
+
+def test_tensors_that_are_not_dense_arrive_as_they_are():
+    copy_of = decode(encode([torch.eye(2).to_sparse()]))[0]
+    assert copy_of.layout == torch.sparse_coo
+    assert copy_of.to_dense().tolist() == [[1, 0], [0, 1]]
 
 
 def test_arrays_arrive_writeable():

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pydantic
 import pytest
 import torch
-from runtime_cases import Counter, Echo, Failing, apply, settings, spawn
+from runtime_cases import Counter, Echo, Failing, apply, run, settings, spawn
 
 from chatlearn import BaseModule
 from chatlearn.errors import DataError, ModuleError
@@ -69,6 +72,42 @@ def test_a_module_works_on_its_worker_as_if_no_engine_owned_it(cluster):
 
     handle = spawn(cluster, Setting("setting"))
     assert apply(cluster, handle, lambda module: sorted(module.stateful_attributes())) == ["model"]
+
+
+class Nested(pydantic.BaseModel):
+    optimizer: dict[str, Any]
+
+
+class Popping(BaseModule):
+    """Takes what is its own out of its settings, wherever it finds them."""
+
+    def setup(self):
+        args = self.model_args.optimizer
+        self.rates = [args.pop("lr"), self.module_args["args"]["optimizer"].pop("lr")]
+        self.rates.append(self.runtime_args["rates"].pop())
+
+    def forward_step(self, data):
+        return {"left": [[self.model_args.optimizer, self.module_args, self.runtime_args]]}
+
+
+@pytest.mark.parametrize("form", [dict, Nested], ids=["dict", "Args"])
+def test_what_a_replica_does_to_its_settings_reaches_nobody_else(cluster, form):
+    section = {"args": {"optimizer": {"lr": 0.5, "eps": 1.0}}}
+    given = {
+        "model_args": form(**section["args"]),
+        "module_args": section,
+        "runtime_args": {"rates": [0.25]},
+    }
+    for replica in range(2):
+        handle = spawn(cluster, Popping("popping"), replica, **given)
+        assert apply(cluster, handle, lambda module: module.rates) == [0.5, 0.5, 0.25]
+        left = [{"eps": 1.0}, {"args": {"optimizer": {"eps": 1.0}}}, {"rates": []}]
+        assert run(cluster, handle, {"x": [0]})["left"] == [left]
+    assert given == {
+        "model_args": form(optimizer={"lr": 0.5, "eps": 1.0}),
+        "module_args": {"args": {"optimizer": {"lr": 0.5, "eps": 1.0}}},
+        "runtime_args": {"rates": [0.25]},
+    }
 
 
 def test_a_worker_names_itself():

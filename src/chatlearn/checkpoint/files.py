@@ -40,7 +40,10 @@ def load_state(stem: Path) -> Any:
     tree = read_json(stem.with_name(stem.name + ".json"))
     path = stem.with_name(stem.name + ".safetensors")
     try:
-        return _from_tree(tree, load_file(path) if path.exists() else {})
+        tensors = load_file(path) if path.exists() else {}
+        # copies, since in the file they lie at any multiple of their size, and the bits of a matrix product depend on
+        # how its operands are aligned
+        return _from_tree(tree, {name: tensor.clone() for name, tensor in tensors.items()})
     except Exception as error:
         raise CheckpointError(
             f"{path} can't be read: {error}. Resume from an earlier checkpoint of the run."

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from chatlearn.checkpoint.store import CheckpointStore, run_of
 from chatlearn.config.schema import RuntimeConfig
-from chatlearn.errors import CheckpointError
+from chatlearn.errors import CheckpointError, ConfigError
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class RunFolder:
 
 
 def claim_run_folder(runtime: RuntimeConfig) -> RunFolder:
-    """Finds or makes the folder of a run.
+    """Finds or makes the folder of a run, and sees that everything that the run will write can be written.
 
     Args:
         runtime: ``resume`` says what to go on from: ``never`` begins a new run, in ``<output_dir>/<exp_name>`` (with
@@ -45,8 +46,28 @@ def claim_run_folder(runtime: RuntimeConfig) -> RunFolder:
 
     Raises:
         CheckpointError: there is no such run or checkpoint.
+        ConfigError: a folder can't be made, read or written; its key is named.
     """
+    try:
+        found = _claimed(runtime)
+    except OSError as error:
+        raise ConfigError(
+            f"runtime.resume: what there is to go on from can't be read: {error.strerror} "
+            f"({_short(str(error.filename))}). Give the folder of a run that this user may read, or start a new run "
+            "with runtime.resume=never."
+        ) from error
+    if not found.finished:
+        for folder in filter(Path.exists, (found.path, found.checkpoints)):
+            _check_writable(folder, _key_of(found, runtime))
+    return found
+
+
+def _claimed(runtime: RuntimeConfig) -> RunFolder:
     parent = Path(runtime.output_dir).absolute()
+    if runtime.data_checkpoint_path:
+        _check_writable(Path(runtime.data_checkpoint_path), "runtime.data_checkpoint_path")
+    if runtime.profiler_dir and runtime.profile_episodes:
+        _check_writable(Path(runtime.profiler_dir), "runtime.profiler_dir")
     if runtime.resume not in ("never", "auto"):
         return _given(Path(runtime.resume).absolute(), runtime)
     if runtime.resume == "auto" and (runs := _runs(parent, runtime.exp_name)):
@@ -63,6 +84,30 @@ def claim_run_folder(runtime: RuntimeConfig) -> RunFolder:
             "out."
         )
     return _new(parent, runtime)
+
+
+def _check_writable(folder: Path, key: str) -> None:
+    """Makes a folder, and a file in it that has no name."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"{key}: {_short(str(folder))} can't be written as a folder: {error.strerror}. Set it to a folder that "
+            "this user may write, or to a path where one can be made."
+        ) from error
+
+
+def _key_of(found: RunFolder, runtime: RuntimeConfig) -> str:
+    """What has led to the folder of a run."""
+    if found.path.parent == Path(runtime.output_dir).absolute():
+        return "runtime.output_dir"
+    return "runtime.data_checkpoint_path" if runtime.resume in ("never", "auto") else "runtime.resume"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 120 else f"{text[:60]}…{text[-40:]} ({len(text)} characters)"
 
 
 def discard_rows(path: Path, last_episode: int) -> None:
@@ -93,7 +138,7 @@ def _episode(line: str) -> float:
 
 
 def _new(parent: Path, runtime: RuntimeConfig, checkpoint: Path | None = None) -> RunFolder:
-    parent.mkdir(parents=True, exist_ok=True)
+    _check_writable(parent, "runtime.output_dir")
     name, number = runtime.exp_name, 1
     while True:
         path = parent / (name if number == 1 else f"{name}-{number}")
@@ -102,6 +147,11 @@ def _new(parent: Path, runtime: RuntimeConfig, checkpoint: Path | None = None) -
         except FileExistsError:
             number += 1
             continue
+        except OSError as error:
+            raise ConfigError(
+                f"runtime.exp_name: no folder can be called {_short(path.name)!r}: {error.strerror}. Choose a shorter "
+                "name of letters, digits and - _ ."
+            ) from error
         taken = f"{parent / name} is taken. " if number > 1 else ""
         going_on = f"Going on from {checkpoint}. " if checkpoint else ""
         note = f"{going_on}{taken}This run writes to {path}."

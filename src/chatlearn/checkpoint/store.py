@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -10,13 +9,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch.multiprocessing.reductions import StorageWeakRef
-
 from chatlearn.checkpoint.files import load_state, read_json, save_state, sync_to_disk, write_json
 from chatlearn.errors import CheckpointError
-from chatlearn.guards import is_dict, is_instance, is_mapping, is_sequence
+from chatlearn.guards import is_mapping
 
 FORMAT = 1
 
@@ -44,6 +39,7 @@ class RunState:
         generation_batches: module -> generation batches that it has been given, over the whole run.
         global_batches: training batches, over the whole run, all epochs counted.
         weight_version: of the weights published last.
+        best_of: ``runtime.best_metric`` and its mode, which the next three are about.
         best_value: of ``runtime.best_metric``, so far; ``None`` before it came for the first time.
         best_episode: complete episodes at that time.
         num_worse: times that the metric has come since then.
@@ -54,6 +50,7 @@ class RunState:
     generation_batches: dict[str, int] = field(default_factory=dict[str, int])
     global_batches: int = 0
     weight_version: int = 0
+    best_of: str | None = None
     best_value: float | None = None
     best_episode: int = 0
     num_worse: int = 0
@@ -191,55 +188,6 @@ def _flat(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     return flat
 
 
-def remember_setup(module: Any, synced: bool) -> None:
-    """Runs beside a module after ``setup``: a state that never changes afterwards need not be saved."""
-    module.__dict__["_setup_fingerprint"] = _fingerprint(_state(module, synced))
-
-
-def save_module(module: Any, folder: str, iteration: int, trained: bool, synced: bool) -> bool:
-    """Runs beside a module: writes its state, and calls its own ``save_checkpoint``.
-
-    Args:
-        module: of any kind.
-        folder: of the checkpoint.
-        iteration: complete episodes.
-        trained: keep the whole state, changed or not.
-        synced: its ``model`` comes by parameter sync and need not be kept.
-
-    Returns:
-        Whether anything was written.
-    """
-    state = _state(module, synced)
-    if not trained and _fingerprint(state) == module.__dict__.get("_setup_fingerprint"):
-        state = {}
-    if state:
-        try:
-            save_state(state, _stem(module, folder))
-        except CheckpointError as error:
-            raise CheckpointError(f"{module.name}: {error}") from error.__cause__
-    wrote = _own_files(module, "save_checkpoint", folder, iteration)
-    return bool(state) or wrote
-
-
-def load_module(module: Any, folder: str, iteration: int) -> None:
-    """Runs beside a module: takes back what :func:`save_module` wrote.
-
-    Raises:
-        CheckpointError: the state does not fit what ``setup()`` made.
-    """
-    stem = _stem(module, folder)
-    if stem.with_name(stem.name + ".json").exists():
-        state = load_state(stem)
-        try:
-            module.load_state_dict(state)
-        except Exception as error:
-            raise CheckpointError(
-                f"{module.name}: the state in {folder} does not fit what setup() made: {str(error).rstrip('.')}. "
-                f"Resume with the model and optimizer of the run that was saved, or start a new run."
-            ) from error
-    _own_files(module, "load_checkpoint", folder, iteration)
-
-
 def save_shared(folder: Path, shared: Mapping[str, Any], puts: Mapping[str, Any]) -> None:
     """Writes what modules share by ``put`` and ``get``, also what is to be shared from the next episode on."""
     if shared or puts:
@@ -264,42 +212,3 @@ def load_replay(checkpoint: Path) -> dict[str, Any]:
         CheckpointError: the checkpoint is of a run that replayed nothing.
     """
     return load_state(checkpoint / "replay")
-
-
-def _stem(module: Any, folder: str) -> Path:
-    """Names of modules have no dot, so these files meet no other."""
-    return Path(folder) / f"{module.name}.state"
-
-
-def _state(module: Any, synced: bool) -> dict[str, Any]:
-    state = module.state_dict()
-    return {name: value for name, value in state.items() if not (synced and name == "model")}
-
-
-def _fingerprint(value: Any) -> Any:
-    """Changes where a tensor was written to or replaced, or another value differs; reads no tensor's contents."""
-    if isinstance(value, torch.Tensor):
-        # the weak reference keeps the storage's identity, though not its memory, from being given to a later tensor
-        storage = StorageWeakRef(value.untyped_storage())
-        return storage, value.storage_offset(), 0 if value.is_inference() else value._version, tuple(value.shape)
-    if is_instance(value, np.ndarray):
-        return hashlib.blake2b(value.tobytes()).digest(), value.shape
-    if is_dict(value):
-        return {key: _fingerprint(part) for key, part in value.items()}
-    if is_sequence(value):
-        return [_fingerprint(part) for part in value]
-    return repr(value)
-
-
-def _own_files(module: Any, method: str, folder: str, iteration: int) -> bool:
-    function = getattr(module, method, None)
-    if function is None:
-        return False
-    own = Path(folder) / f"{module.name}.files"
-    own.mkdir(exist_ok=True)
-    module._context.checkpoint_path = own
-    try:
-        function(iteration)
-    finally:
-        module._context.checkpoint_path = None
-    return True

@@ -14,10 +14,10 @@ from pydantic import BaseModel, ValidationError
 
 from chatlearn.config.problem import Problem, raise_problems
 from chatlearn.config.schema import Config, Path
-from chatlearn.config.tree import BROKEN, Mark, Tree, sources_of
+from chatlearn.config.tree import BROKEN, Mark, Tree, sources_of, written_of
 from chatlearn.config.upstream import notes
 from chatlearn.config.values import name_groups, split_names
-from chatlearn.config.wording import nearest, problems_from, unknown_key
+from chatlearn.config.wording import nearest, path_in_data, problems_from, unknown_key
 from chatlearn.guards import is_list, is_mapping
 
 __all__ = ["Problem", "check_args", "check_models", "notes", "raise_problems", "validate"]
@@ -37,14 +37,42 @@ def validate(tree: Tree, into: Config | None = None) -> Config:
     problems = [each for _, each in tree.problems]
     if tree.data is BROKEN:
         raise_problems(problems)
-    try:
-        # Not `Config(...)`: that calls this function.
-        BaseModel.__init__(config, **tree.data)
-    except ValidationError as error:
+    error = _fill(config, tree)
+    if error is not None and _keep_texts(tree, error):
+        error = _fill(config, tree)
+    if error is not None:
         problems += problems_from(error.errors(include_url=False), Config, tree.data, tree.mark_at)
     raise_problems(problems + _unknown_names(tree))
     config._sources.update(sources_of(config, tree))  # pyright: ignore[reportPrivateUsage]
+    config._written.update(written_of(tree))  # pyright: ignore[reportPrivateUsage]
     return config
+
+
+def _fill(config: Config, tree: Tree) -> ValidationError | None:
+    try:
+        # Not `Config(...)`: that calls `validate`.
+        BaseModel.__init__(config, **tree.data)
+    except ValidationError as error:
+        return error
+    return None
+
+
+def _keep_texts(tree: Tree, error: ValidationError) -> bool:
+    """Makes text again of what came from outside, looked like something else and stands where text is expected.
+
+    Returns:
+        Whether there was any.
+    """
+    errors = error.errors(include_url=False)
+    expected = {path_in_data(each, tree.data) for each in errors if each["type"] == "string_type"}
+    found = False
+    for path in expected:
+        # Of a list and its items, both of which may be text, the items.
+        is_around_another = any(other != path and other[: len(path)] == path for other in expected)
+        if (mark := tree.marks.get(path)) and mark.outside and mark.text is not None and not is_around_another:
+            tree.replace(path, mark.text)
+            found = True
+    return found
 
 
 def check_args(name: str, args_model: type[BaseModel] | None, config: Config) -> list[Problem]:
@@ -66,7 +94,9 @@ def check_args(name: str, args_model: type[BaseModel] | None, config: Config) ->
     args = config.models[name].args if name in config.models else {}
 
     def mark_at(path: Path) -> Mark:
-        return Mark(_source(config, path), ".".join(path))
+        key = ".".join(path)
+        text, outside = config.written.get(key, (None, False))
+        return Mark(_source(config, path), key, text, outside)
 
     problems = _unknown_args(args_model, args, prefix, mark_at)
     try:

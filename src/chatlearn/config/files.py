@@ -13,6 +13,9 @@ from chatlearn.config.tree import BROKEN, Mark, Tree
 from chatlearn.config.values import shown
 from chatlearn.guards import is_dict, is_path, is_sequence
 
+_LONGEST_NAME = 255
+"""Bytes of a file's name at most, on all usual file systems."""
+
 Chain = tuple[FilePath, ...]
 """Files that are being read, each included by the one before."""
 
@@ -32,6 +35,11 @@ def read_tree(name: str | bytes, at: Path = (), asked: Mark | None = None, chain
     from chatlearn.config.yaml_text import read_text
 
     name = os.fsdecode(name)
+    if asked is None and _is_text(name):
+        tree = Tree(data=BROKEN, at=at)
+        fix = "give the path of a file or a dict; `load_config_text` of chatlearn.config reads text"
+        tree.add_problem(at, Mark("the argument", ""), f"expected the path of a YAML file, got {shown(name)}", fix)
+        return tree
     path = FilePath(os.path.expanduser(name)).absolute()
     text, problem = _read(path)
     if problem is None and (real := path.resolve()) in chain:
@@ -84,6 +92,9 @@ def add_model_files(tree: Tree, known: Mapping[str, str | None] | None = None) -
     """
     for name, model in _models(tree):
         file, place = model.get("model_config_file"), ("models", name, "model_config_file")
+        mark = tree.marks.get(place)
+        if mark and mark.outside and mark.text and file is not None:
+            file = mark.text
         if not is_path(file) or not str(file):
             continue
         path = model["model_config_file"] = _joined(os.getcwd(), str(file))
@@ -122,6 +133,13 @@ def _read(path: FilePath) -> tuple[str, tuple[str, str] | None]:
         return "", (f"not UTF-8 text (byte {error.start})", "save the file as UTF-8")
     except (OSError, ValueError) as error:
         return "", (f"can't be read: {error}", "correct the path")
+
+
+def _is_text(name: str) -> bool:
+    """Whether what should be a path is the text of a configuration, or can't be a path for its length."""
+    if "\n" in name or max(map(len, name.split("/"))) > _LONGEST_NAME:
+        return True
+    return ": " in name and not os.path.exists(name)
 
 
 def _near_file(path: FilePath) -> str:

@@ -57,7 +57,7 @@ def load_config_text(text: str, name: str = "text", overrides: Sequence[str] = (
 def parse_command_line(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """Finds chatlearn's own words on a command line and ignores all others, which are the program's.
 
-    Its own are ``-c FILE`` (``-cFILE``, ``--config FILE``, ``--config=FILE``), ``--set SETTING|FILE``,
+    Its own are ``-c FILE`` (``-cFILE``, ``-c=FILE``, ``--config FILE``, ``--config=FILE``), ``--set SETTING|FILE``,
     ``--resume [PATH]`` and overrides ``section.key=value``. Whatever follows a bare ``--`` is ignored. A word that
     looks like an override of a mistyped section is returned too, so that :func:`load_config` reports it together with
     other problems.
@@ -78,7 +78,8 @@ def parse_command_line(argv: Sequence[str]) -> tuple[list[str], list[str]]:
         word = words.pop(0)
         name, equals, rest = word.partition("=")
         if word.startswith("-c") and not word.startswith("--"):
-            paths.append(word.removeprefix("-c") or _value_of("-c", words))
+            file = word.removeprefix("-c").removeprefix("=")
+            paths.append(file or _value_of("-c", words if word == "-c" else []))
         elif name in ("--config", "--set"):
             value = rest if equals else _value_of(name, words)
             (paths if name == "--config" else overrides).append(value or _value_of(name, []))

@@ -17,6 +17,7 @@ _PARALLEL_SIZES = (
     "sp_size",
     "zero_size",
 )
+_SIZES_FROM_ONE = tuple(key for key in _PARALLEL_SIZES if key != "fsdp_size")
 
 
 class LoraConfig(Section):
@@ -81,8 +82,8 @@ class ModelConfig(Section):
     tensor_model_parallel_size: int = Field(default=1, ge=1, description="Ranks that share each weight matrix.")
     pipeline_model_parallel_size: int = Field(default=1, ge=1, description="Ranks that share the layers.")
     expert_model_parallel_size: int = Field(default=1, ge=1, description="Ranks that share the experts.")
-    fsdp_size: int = Field(
-        default=1, ge=1, description="Ranks that fully sharded data parallelism splits weights over."
+    fsdp_size: Count | Literal[-1] = Field(
+        default=1, description="Ranks that fully sharded data parallelism splits weights over; -1 is all ranks."
     )
     sp_size: int = Field(default=1, ge=1, description="Ranks that share each sequence.")
     zero_size: int = Field(default=1, ge=1, description="Ranks that ZeRO splits the optimizer's state over.")
@@ -133,7 +134,12 @@ class ModelConfig(Section):
     def _minus_one_inherits(cls, value: Any) -> Any:
         return None if type(value) is int and value == -1 else value
 
-    @field_validator("gpu_per_process", *_PARALLEL_SIZES, mode="before", json_schema_input_type=Count | None)
+    @field_validator("fsdp_size", mode="before", json_schema_input_type=Count | Literal[-1] | None)
+    @classmethod
+    def _no_size_is_one(cls, value: Any) -> Any:
+        return 1 if value is None else value
+
+    @field_validator("gpu_per_process", *_SIZES_FROM_ONE, mode="before", json_schema_input_type=Count | None)
     @classmethod
     def _nothing_is_one(cls, value: Any) -> Any:
         return 1 if value is None else value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -52,5 +51,5 @@ def raise_problems(problems: Iterable[Problem]) -> None:
 
 
 def _line(problem: Problem) -> tuple[bool, str, int]:
-    match = re.search(r"([^(]*):(\d+)\)?$", problem.where)
-    return (False, match[1].strip(), int(match[2])) if match else (True, "", 0)
+    file, _, number = problem.where.removesuffix(")").rpartition(":")
+    return (False, file.rpartition("(")[2].strip(), int(number)) if number.isdecimal() and file else (True, "", 0)

@@ -58,9 +58,10 @@ class RuntimeConfig(Section):
         description="File of prompts (JSONL, Parquet or CSV), or a list of files; "
         "read where the program calls no `set_dataset`.",
     )
-    data_ratio: list[Ratio] | None = Field(
+    data_ratio: list[Ratio] | Ratio | None = Field(
         default=None,
-        description="Shares of several data sets in an episode, one number > 0 for each; `null` goes by their lengths.",
+        description="Shares of several data sets in an episode: one number > 0 for each, or a single number for equal "
+        "shares; `null` goes by their lengths.",
     )
     data_shuffle: bool = Field(default=True, description="Shuffle the prompts anew in each pass over them.")
     data_rerank: bool = Field(
@@ -223,11 +224,23 @@ class RuntimeConfig(Section):
 
     @field_validator("data_ratio", mode="after")
     @classmethod
-    def _one_ratio_for_each_path(cls, value: list[float] | None, info: ValidationInfo) -> list[float] | None:
+    def _one_ratio_for_each_path(
+        cls, value: list[float] | float | None, info: ValidationInfo
+    ) -> list[float] | float | None:
         paths = info.data.get("data_path")
-        if value is not None and is_list(paths) and len(value) != len(paths):
+        if is_list(value) and is_list(paths) and len(value) != len(paths):
             raise problem(
                 f"has {len(value)} numbers, but data_path has {len(paths)} files", "give one number for each file"
+            )
+        return value
+
+    @field_validator("stream_data_loader_type", mode="before", json_schema_input_type=Literal["fixed", "dynamic"])
+    @classmethod
+    def _replay_is_no_loader(cls, value: Any) -> Any:
+        if value in ("relay", "replay"):
+            raise problem(
+                f"expected one of `fixed`, `dynamic`, got {shown(value)}",
+                "write fixed, and in max_replay_episode the number of episodes to train on (-1 is all)",
             )
         return value
 

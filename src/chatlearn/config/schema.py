@@ -67,6 +67,7 @@ class Config(Section):
     )
 
     _sources: dict[str, str] = PrivateAttr(default_factory=dict)
+    _written: dict[str, tuple[str, bool]] = PrivateAttr(default_factory=dict)
 
     def __init__(self, **data: Any) -> None:
         # These modules work in terms of this one, so they can't be imported at the top.
@@ -86,6 +87,13 @@ class Config(Section):
         It holds every section, every key of the schema and every setting under ``models.<name>.args``.
         """
         return MappingProxyType(self._sources)
+
+    @property
+    def written(self) -> Mapping[str, tuple[str, bool]]:
+        """By dotted key under ``models.<name>.args``, for values that are not text by themselves: the text that was
+        given (``1e3`` for 1000.0), and whether it came from outside of a file.
+        """
+        return MappingProxyType(self._written)
 
     def model(self, name: str) -> ModelConfig:
         """Settings of the module ``name``; the defaults while ``models`` is empty.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from chatlearn.config.frozen import frozen, refusal
 from chatlearn.config.values import problem, split_names
-from chatlearn.errors import ConfigError
 from chatlearn.guards import is_mapping
 
 ALIASES: dict[str, dict[str, str]] = {
@@ -29,11 +29,16 @@ Both spellings work in files, in overrides, in dicts and on reading (``config.rl
 """
 
 
+AnySection = TypeVar("AnySection", bound="Section")
+
+
 class Section(BaseModel):
     """Base of all sections: frozen, strict about types, no unknown keys, aliases on the way in and out.
 
+    Its lists and dicts can't be changed either; ``copy.deepcopy`` of one gives a plain one that can.
+
     Raises:
-        ConfigError: From setting an attribute.
+        ConfigError: From setting or deleting an attribute.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
@@ -53,6 +58,17 @@ class Section(BaseModel):
             spelled[name] = key
         return {name: data[key] for name, key in spelled.items()}
 
+    @model_validator(mode="after")
+    def _freeze(self) -> Self:
+        return _freeze(self)
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        return _freeze(super().__deepcopy__(memo))
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        super().__setstate__(state)
+        _freeze(self)
+
     if not TYPE_CHECKING:  # a type checker should go on to find mistyped names
 
         def __getattr__(self, name: str) -> Any:
@@ -61,11 +77,20 @@ class Section(BaseModel):
             return super().__getattr__(name) if field is None else getattr(self, field)
 
         def __setattr__(self, name: str, value: Any) -> None:
-            key = f"{type(self).section}.{name}".replace("*", "<name>").lstrip(".")
-            raise ConfigError(
-                f"{key}: a configuration can't be changed once it is loaded. Give the value to chatlearn.init(), as "
-                f"{key}=… on the command line, or in a file or a dict."
-            )
+            raise refusal(_key(self, name))
+
+        def __delattr__(self, name: str) -> None:
+            raise refusal(_key(self, name))
+
+
+def _freeze(section: AnySection) -> AnySection:
+    for name in type(section).model_fields:
+        object.__setattr__(section, name, frozen(getattr(section, name), _key(section, name)))
+    return section
+
+
+def _key(section: Section, name: str) -> str:
+    return f"{type(section).section}.{name}".replace("*", "<name>").lstrip(".")
 
 
 def _path_as_text(value: Any) -> Any:

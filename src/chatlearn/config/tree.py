@@ -17,10 +17,20 @@ from chatlearn.guards import is_dict, is_mapping
 
 @dataclass(frozen=True)
 class Mark:
-    """Where a value was written, and its dotted key as written."""
+    """Where a value was written, and how.
+
+    Attributes:
+        source: The place: "ppo.yaml:12", "command line", …
+        key: The dotted key as written.
+        text: The text of a value that is not text by itself, and of text with references in it; None for all others.
+        outside: Whether that text came from the environment, a default in a reference, or the command line. There a
+            value for a key that takes text is text, whatever it looks like.
+    """
 
     source: str
     key: str
+    text: str | None = None
+    outside: bool = False
 
 
 BROKEN: Any = object()
@@ -49,7 +59,7 @@ class Tree:
         """The mark of the value at ``path``, or else of the nearest section around it."""
         for length in range(len(path), 0, -1):
             if mark := self.marks.get(path[:length]):
-                return Mark(mark.source, ".".join([mark.key, *path[length:]]))
+                return mark if length == len(path) else Mark(mark.source, ".".join([mark.key, *path[length:]]))
         return Mark("defaults", ".".join(path))
 
     def add_problem(self, path: Path, mark: Mark, message: str, fix: str = "") -> Any:
@@ -94,12 +104,13 @@ class Tree:
         return result
 
     def put(self, path: Path, value: Any, mark: Mark) -> None:
-        """Sets the value at ``path``, making the sections above it."""
-        parent = self.data
+        """Sets the value at ``path``, making the sections above it, which then come from the same source."""
+        parent, written = self.data, mark.key.split(".")
         for length, part in enumerate(path[:-1], start=1):
             part = _same_key(parent, part)
             if parent.get(part) is None:
                 parent[part] = {}
+                self.marks[path[:length]] = Mark(mark.source, ".".join(written[:length]))
             parent = parent[part]
             if not is_dict(parent):
                 above = ".".join(path[:length])
@@ -108,6 +119,13 @@ class Tree:
                 return
         if value is not BROKEN:
             parent[_same_key(parent, path[-1])] = {} if value is None and _may_be_empty(path) else value
+
+    def replace(self, path: Path, value: Any) -> None:
+        """Puts another value in the place of one that is there, in a mapping or a list."""
+        parent = self.data
+        for part in path[:-1]:
+            parent = parent[_place_in(parent, part)]
+        parent[_place_in(parent, path[-1])] = value
 
     def lay_over(self, under: Tree) -> None:
         """Puts this tree's settings over those of another, which stand at or below its own place.
@@ -191,7 +209,8 @@ def tree_of_config(config: Config) -> Tree:
     tree = tree_of(data, "default")
     for path in tree.marks:
         key = ".".join(path)
-        tree.marks[path] = Mark(config.sources.get(key, "default"), key)
+        text, outside = config.written.get(key, (None, False))
+        tree.marks[path] = Mark(config.sources.get(key, "default"), key, text, outside)
     return tree
 
 
@@ -212,6 +231,15 @@ def sources_of(config: Config, tree: Tree) -> dict[str, str]:
     return sources
 
 
+def written_of(tree: Tree) -> dict[str, tuple[str, bool]]:
+    """Texts of the users' own settings by dotted key; see :attr:`Config.written`."""
+    return {
+        ".".join(path): (mark.text, mark.outside)
+        for path, mark in tree.marks.items()
+        if mark.text is not None and "args" in path[2:3]
+    }
+
+
 def _may_be_empty(path: Path) -> bool:
     """Whether nothing at all may stand under a key, as in a bare line ``models:``."""
     return path == ("models",) or section_of(path) is not None
@@ -220,3 +248,7 @@ def _may_be_empty(path: Path) -> bool:
 def _same_key(mapping: Mapping[Any, Any], part: str) -> Any:
     """The key of ``mapping`` that reads ``part``: an override names the key 0 as the text "0"."""
     return next((key for key in mapping if str(key) == part), part)
+
+
+def _place_in(values: Any, part: str) -> Any:
+    return _same_key(values, part) if is_dict(values) else int(part)

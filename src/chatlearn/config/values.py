@@ -35,11 +35,17 @@ def name_groups(value: Any) -> Any:
     return [split_names(group) if isinstance(group, str | tuple) else group for group in value]
 
 
-def plain(value: Any, path: str = "") -> Any:
-    """A copy made of plain values only, so that it can be written to YAML and sent to workers.
+def plain(value: Any) -> Any:
+    """A copy made of plain values only, so that it can be written to YAML and sent to workers."""
+    try:
+        return _plain(value, "")
+    except RecursionError:
+        fix = "make it flatter, or take it out of itself"
+        raise problem("is nested too deeply, or contains itself", fix) from None
 
-    ``path`` says where in the value of a key it stands, for the message.
-    """
+
+def _plain(value: Any, path: str) -> Any:
+    """The plain copy; ``path`` says where in the value of a key it stands, for the message."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):
@@ -47,17 +53,33 @@ def plain(value: Any, path: str = "") -> Any:
     if isinstance(value, float):
         return float(value)
     if isinstance(value, str):
-        return str.__str__(value)  # the text itself, also of an enum's member or another subclass
+        return _encodable(str.__str__(value), path)  # the text itself, also of an enum's member or another subclass
     if isinstance(value, PurePath):
-        return str(value)
+        return _encodable(str(value), path)
     if is_mapping(value):
-        return {plain(key, path): plain(item, f"{path}.{key}") for key, item in value.items()}
+        return {_plain_key(key, path): _plain(item, f"{path}.{key}") for key, item in value.items()}
     if is_sequence(value):
-        return [plain(item, f"{path}.{index}") for index, item in enumerate(value)]
+        return [_plain(item, f"{path}.{index}") for index, item in enumerate(value)]
     raise problem(
-        f"must consist of plain values, got {shown(value)}" + (f" at `{path[1:]}`" if path else ""),
+        f"must consist of plain values, got {shown(value)}{_at(path)}",
         "use numbers, text, true/false, null, lists and mappings; pass objects to the module's constructor",
     )
+
+
+def _plain_key(key: Any, path: str) -> Any:
+    if is_mapping(key) or is_sequence(key):
+        raise problem(f"has {shown(key)} as a key{_at(path)}", "use text or numbers as keys")
+    return _plain(key, path)
+
+
+def _encodable(text: str, path: str) -> str:
+    if any("\ud800" <= each <= "\udfff" for each in text):
+        raise problem(f"{shown(text)} holds a lone surrogate{_at(path)}, which no file can hold", "remove it")
+    return text
+
+
+def _at(path: str) -> str:
+    return f" at `{path[1:]}`" if path else ""
 
 
 def shown(value: Any) -> str:
@@ -80,4 +102,10 @@ def shown(value: Any) -> str:
 
 def problem(message: str, fix: str = "") -> PydanticCustomError:
     """A problem with one value, for a validator to raise; its place and key are added where it is worded."""
-    return PydanticCustomError("chatlearn", "{message}", {"message": message, "fix": fix})
+    # pydantic takes no lone surrogates, which a text from Python may hold.
+    texts = {"message": message, "fix": fix}
+    return PydanticCustomError(
+        "chatlearn",
+        "{message}",
+        {key: text.encode("utf-8", "backslashreplace").decode() for key, text in texts.items()},
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -45,6 +46,7 @@ _KINDS_BY_ERROR = {
     "model_attributes": "a mapping",
     "none_required": "null",
 }
+_LONGEST_TEXT = 60
 _BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 _SILENT = {"default_factory_not_called"}  # follows from an error that is reported itself
 
@@ -66,12 +68,13 @@ def problems_from(
         prefix: Where ``data`` stands in the configuration.
     """
     found: dict[Problem, None] = {}
-    for error in errors:
-        if error["type"] in _SILENT:
-            continue
-        path = _path_in_data(error, data)
+    placed = [(error, path_in_data(error, data)) for error in errors if error["type"] not in _SILENT]
+    around = {path[:length] for _, path in placed for length in range(len(path))}
+    for error, path in placed:
+        if path in around and error["type"].endswith("_type"):
+            continue  # another branch of a union, while something inside the value is wrong
         mark = mark_at((*prefix, *path))
-        message, fix = _worded(error, model, path, data, (*prefix, *path))
+        message, fix = _worded(error, model, path, mark, (*prefix, *path))
         found[Problem(mark.source, mark.key, message, fix)] = None
     return list(found)
 
@@ -127,7 +130,7 @@ def field_at(model: type[BaseModel], path: Path) -> FieldInfo | None:
     field: FieldInfo | None = None
     current: Any = model
     for part in path:
-        current = _without_null(current)
+        current = _that_holds(current)
         if isinstance(current, type) and issubclass(current, BaseModel):
             fields = current.model_fields
             field = fields.get(part) or next((each for each in fields.values() if each.alias == part), None)
@@ -147,7 +150,7 @@ def expectation(field: FieldInfo) -> str | None:
     return _described(field.annotation, field.metadata)
 
 
-def _path_in_data(error: ErrorDetails, data: Any) -> Path:
+def path_in_data(error: ErrorDetails, data: Any) -> Path:
     """The error's location as far as it exists in the data: pydantic also names branches of unions there."""
     path: list[str] = []
     for part in error["loc"]:
@@ -157,15 +160,15 @@ def _path_in_data(error: ErrorDetails, data: Any) -> Path:
             data = data[part]
         elif error["type"] == "missing" and is_mapping(data):
             return (*path, str(part))
+        elif isinstance(part, str):
+            continue
         else:
             break
         path.append(str(part))
     return tuple(path)
 
 
-def _worded(
-    error: ErrorDetails, model: type[BaseModel], path: Path, data: Mapping[Any, Any], full_path: Path
-) -> tuple[str, str]:
+def _worded(error: ErrorDetails, model: type[BaseModel], path: Path, mark: Mark, full_path: Path) -> tuple[str, str]:
     kind, value, context = error["type"], error.get("input"), error.get("ctx", {})
     if kind == "chatlearn":
         return context["message"], context["fix"]
@@ -181,7 +184,7 @@ def _worded(
     if kind in ("value_error", "assertion_error"):
         return f"{error['msg'].split(', ', 1)[-1]}; got {shown(value)}", _default_fix(field)
     expected = _expected(error, field)
-    return f"expected {expected}, got {shown(value)}", _fix(expected, value, path, field)
+    return f"expected {expected}, got {_as_written(value, mark)}", _fix(expected, value, mark, field)
 
 
 def _expected(error: ErrorDetails, field: FieldInfo | None) -> str:
@@ -196,23 +199,36 @@ def _expected(error: ErrorDetails, field: FieldInfo | None) -> str:
     return message[0].lower() + message[1:]
 
 
-def _fix(expected: str, value: Any, path: Path, field: FieldInfo | None) -> str:
-    key = path[-1] if path else "it"
+def _as_written(value: Any, mark: Mark) -> str:
+    """A value as it stands in an error; a number or true and false as the user spelled it."""
+    is_spelled = isinstance(value, bool | int | float) and mark.text is not None and len(mark.text) <= _LONGEST_TEXT
+    return mark.text if is_spelled and mark.text else shown(value)
+
+
+def _fix(expected: str, value: Any, mark: Mark, field: FieldInfo | None) -> str:
+    key = mark.key.rpartition(".")[2]
+    before = "" if key.isdecimal() else f"{key}: "  # items of a list have no key
     if value is None:
         return _default_fix(field) or "give it a value, or leave the key out"
     if expected.startswith("text") and isinstance(value, bool | int | float):
-        return f"put it in quotes: {key}: '{shown(value)}'"
+        if not mark.outside:
+            return f"put it in quotes: {before}'{_as_written(value, mark)}'"
+        if mark.source == "command line":
+            return f"quote it for YAML and for the shell: {mark.key}=\"'{_as_written(value, mark)}'\""
+        return f"write !!str before the reference: {before}!!str ${{…}}"
     if expected.startswith("an integer"):
         if isinstance(value, float) and value.is_integer() and abs(value) < 2**63:
             return f"write {int(value)}"
         if isinstance(value, str) and value.strip().lstrip("-+").isdecimal():
-            return f"write {value.strip()} without quotes"
+            if mark.text is None:
+                return f"write {value.strip()} without quotes"
+            return f"write {value.strip()}" if mark.outside else f"write {before}!!int {mark.text.strip()}"
     if expected == "true or false":
         return "write true or false, without quotes"
     if expected == "a mapping":
         return f"put `key: value` lines under `{key}`, indented, or leave it empty"
     if expected == "a list":
-        return f"write {key}: [a, b]"
+        return f"write {before}[a, b]"
     return _default_fix(field)
 
 
@@ -234,7 +250,8 @@ def _fields_around(model: type[BaseModel], path: Path) -> list[str]:
 def _described(annotation: Any, metadata: Iterable[Any]) -> str | None:
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
-        return _described(args[0], [*args[1:], *metadata])
+        inner = [each.metadata if isinstance(each, FieldInfo) else [each] for each in args[1:]]
+        return _described(args[0], [*itertools.chain(*inner), *metadata])
     if origin in (Union, types.UnionType):
         parts = [_described(arg, metadata if arg is not type(None) else ()) for arg in args]
         return None if None in parts else " or ".join(dict.fromkeys(typing.cast("list[str]", parts)))
@@ -264,6 +281,15 @@ def _number(bound: Any) -> str:
 def _choice(values: Iterable[Any]) -> str:
     listed = [f"`{value}`" for value in values]
     return listed[0] if len(listed) == 1 else f"one of {', '.join(listed)}"
+
+
+def _that_holds(annotation: Any) -> Any:
+    """Of a union the branch that has something in it; any other annotation itself."""
+    annotation = _without_null(annotation)
+    if typing.get_origin(annotation) in (Union, types.UnionType):
+        branches = map(_without_null, typing.get_args(annotation))
+        return next((each for each in branches if typing.get_origin(each) in (dict, list)), annotation)
+    return annotation
 
 
 def _without_null(annotation: Any) -> Any:

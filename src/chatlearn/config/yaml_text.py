@@ -3,6 +3,9 @@
 The dialect is PyYAML's safe one with the surprises taken out: ``1e-4`` is a number, ``2024-01-01`` and
 ``12:30`` are text, ``010`` is ten. A key given twice is a problem. Reading keeps the line of every key.
 ``${NAME:default}`` in a value comes from the environment; ``$${NAME}`` is the text ``${NAME}`` itself.
+
+A value of the environment or the command line is a number, true, false, null, a list or a mapping in brackets, or
+text in quotes; all else is text as it stands, so that ``a: b`` and ``#ff0`` need no quotes.
 """
 
 from __future__ import annotations
@@ -10,7 +13,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import yaml
 
@@ -18,6 +22,7 @@ from chatlearn.config.environment import Variable, escape, split_references
 from chatlearn.config.schema import Config, Path
 from chatlearn.config.tree import BROKEN, Mark, Tree
 from chatlearn.config.values import shown
+from chatlearn.config.wording import expectation, field_at
 from chatlearn.guards import is_dict, is_list, is_mapping
 
 _TAG = "tag:yaml.org,2002:"
@@ -30,7 +35,18 @@ _MAX_VALUES = 100_000
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with the dialect's rules for plain scalars."""
+    """SafeLoader with the dialect's rules for plain scalars, which knows the scalars that have a tag of their own."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self.tagged: set[int] = set()  # by id of a node
+
+    def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
+        tag = cast("Any", self).peek_event().tag
+        node = super().compose_scalar_node(anchor)
+        if tag:
+            self.tagged.add(id(node))
+        return node
 
 
 class _Dumper(yaml.SafeDumper):
@@ -92,9 +108,9 @@ def read_text(text: str, name: str, at: Path = (), environ: Mapping[str, str] = 
 
 
 def read_value(tree: Tree, text: str, path: Path, mark: Mark, environ: Mapping[str, str] = os.environ) -> Any:
-    """Reads one value by YAML rules and marks it in ``tree`` at ``path``; BROKEN if it can't be read."""
+    """Reads a value from the command line and marks it in ``tree`` at ``path``; BROKEN if it can't be read."""
     tree.marks[path] = mark
-    return _Reader(tree, "", mark.source, environ).read(text, path, mark)
+    return _Reader(tree, "", mark.source, environ).read_from_outside(text, path, mark)
 
 
 class _Reader:
@@ -119,6 +135,35 @@ class _Reader:
             return self._syntax_problem(error, path, mark)
         except RecursionError:
             return self.tree.add_problem(path, mark, "the YAML is nested too deeply", "make it flatter")
+
+    def read_from_outside(self, text: str, path: Path, mark: Mark) -> Any:
+        """The value that one line from the environment or the command line stands for, or BROKEN."""
+        text = text.strip()
+        if not self.is_delimited(text, path):
+            return self.line(text, path, mark)
+        return self._note(text, self.read(text, path, mark), path, mark)
+
+    def is_delimited(self, text: str, path: Path) -> bool:
+        """Whether text is a list or mapping in brackets (or a broken one, for a key that takes such), or in quotes."""
+        if text[:1] not in ("[", "{", "'", '"'):
+            return False
+        try:
+            node = _Loader(text).get_single_node()
+        except yaml.YAMLError:
+            field = field_at(Config, path)
+            return text[0] in "[{" and (field is None or expectation(field) not in ("text", "text or null"))
+        except RecursionError:
+            return True
+        return isinstance(node, yaml.ScalarNode) or (isinstance(node, yaml.CollectionNode) and bool(node.flow_style))
+
+    def line(self, text: str, path: Path, mark: Mark) -> Any:
+        """The value of text that is no list, no mapping and not in quotes."""
+        try:
+            self.loader = _Loader(text)
+        except yaml.YAMLError as error:
+            return self._syntax_problem(error, path, mark)
+        tag = cast("Any", self.loader).resolve(yaml.ScalarNode, text, (True, False))
+        return self.scalar(yaml.ScalarNode(tag if tag in _SCALAR_TAGS else _TAG + "str", text), path, mark)
 
     def place(self, node: yaml.Node) -> str:
         return self.source or f"{self.name}:{node.start_mark.line + 1}"
@@ -175,31 +220,42 @@ class _Reader:
     def scalar(self, node: yaml.ScalarNode, path: Path, mark: Mark) -> Any:
         """The value of a scalar, with what it refers to in the environment."""
         if self.environ is None or "${" not in node.value or node.tag not in _SCALAR_TAGS:
-            return self.plain_scalar(node, path, mark)
+            return self._note(node.value, self.plain_scalar(node, path, mark), path, mark)
         used: list[str] = []
+        is_tagged = id(node) in self.loader.tagged
         try:
             parts = split_references(node.value)
-            if len(parts) == 1 and isinstance(parts[0], Variable):
+            if len(parts) == 1 and isinstance(parts[0], Variable) and not is_tagged:
                 return self.whole(parts[0], path, mark)
             text = self.joined(parts, path, mark, used)
         except ValueError as error:
             fix = "write ${NAME} or ${NAME:default}, or $${ for the text ${"
             return self.tree.add_problem(path, mark, f"{shown(str(error))} names no environment variable", fix)
+        if text is BROKEN:
+            return BROKEN
         if used:
-            self.tree.marks[path] = Mark(f"environment {', '.join(dict.fromkeys(used))} ({mark.source})", mark.key)
-        return text
+            mark = Mark(f"environment {', '.join(dict.fromkeys(used))} ({mark.source})", mark.key)
+        self.tree.marks[path] = replace(mark, text=node.value, outside=self.source is not None)
+        return self.plain_scalar(yaml.ScalarNode(node.tag, text), path, mark) if is_tagged else text
+
+    def _note(self, text: str, value: Any, path: Path, mark: Mark) -> Any:
+        """Keeps the text of a value that is not text; returns the value."""
+        if value is not BROKEN and not isinstance(value, str) and path:
+            self.tree.marks[path] = replace(mark, text=text, outside=self.source is not None)
+        return value
 
     def whole(self, variable: Variable, path: Path, mark: Mark) -> Any:
-        """What a variable that is a whole value stands for, read by YAML rules."""
+        """What a variable that is a whole value stands for."""
         assert self.environ is not None
         # As in a shell's ${NAME:-default}, an empty variable counts as none.
         if text := self.environ.get(variable.name):
             mark = Mark(f"environment {variable.name} ({mark.source})", mark.key)
             self.tree.marks[path] = mark
-            return _Reader(self.tree, self.name, mark.source, None).read(text, path, mark)
+            return _Reader(self.tree, self.name, mark.source, None).read_from_outside(text, path, mark)
         if variable.default is None:
             return self._unset(variable, path, mark)
-        return _Reader(self.tree, self.name, mark.source, self.environ).read(variable.default, path, mark)
+        reader = _Reader(self.tree, self.name, mark.source, self.environ)
+        return reader.read_from_outside(variable.default, path, mark)
 
     def joined(self, parts: list[str | Variable], path: Path, mark: Mark, used: list[str]) -> Any:
         """The text made of parts; adds to ``used`` the names of variables whose value went into it."""
@@ -229,7 +285,7 @@ class _Reader:
         if node.tag not in _SCALAR_TAGS:
             return self._tag_problem(node, path, mark)
         try:
-            return self.loader.construct_object(node)
+            return cast("Any", self.loader).construct_object(node)
         # What PyYAML's constructors raise for a tag that does not fit its text, such as `!!int x`.
         except (ValueError, LookupError, yaml.YAMLError):
             kind = node.tag.removeprefix(_TAG)

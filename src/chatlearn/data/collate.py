@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
 
-from chatlearn.data.padding import SIDES, Padding, widened
+from chatlearn.data.padding import SIDES, Padding, check_holds, widened
 from chatlearn.errors import DataError
-from chatlearn.guards import kind_of
+from chatlearn.guards import is_mapping, kind_of
 from chatlearn.types import Batch, Column, num_rows
 
 
@@ -19,11 +19,37 @@ class Samples(list[dict[str, Any]]):
     ``samples["key"]``.
 
     A ``collate_fn`` may therefore be written over samples (as in PyTorch) or over columns.
+
+    Args:
+        samples: dicts.
+        names: words for each sample, for errors; left out, its number in the list.
     """
 
+    def __init__(self, samples: Iterable[Any] = (), names: Sequence[str] | None = None) -> None:
+        super().__init__(samples)
+        self.names = [f"number {number}" for number in range(len(self))] if names is None else names
+
     def keys(self) -> list[str]:
-        """Keys of the first sample."""
-        return list(self[0])
+        """The keys that all samples have.
+
+        Raises:
+            DataError: their keys differ, or one is no dict.
+        """
+        first: Any = self[0] if self else {}
+        for name, sample in zip(self.names, self, strict=True):
+            if not is_mapping(sample):
+                raise DataError(
+                    f"the samples of a batch are dicts, but {name} is {type(sample).__name__}. Let __getitem__ return "
+                    f"a dict for every index."
+                )
+            if sample.keys() != first.keys():
+                odd = ", ".join(sorted(map(str, set(first) ^ set(sample))))
+                raise DataError(
+                    f"the samples of a batch have different keys: {odd} is not in all of them ({self.names[0]} has "
+                    f"{_listed(first)}; {name} has {_listed(sample)}). Give every record the same keys, None where "
+                    f"there is no value."
+                )
+        return list(first)
 
     def values(self) -> list[list[Any]]:
         """One list per key."""
@@ -39,21 +65,16 @@ class Samples(list[dict[str, Any]]):
         Raises:
             DataError: they have not.
         """
-        keys = self[0].keys() if self else ()
-        for number, sample in enumerate(self):
-            if sample.keys() != keys:
-                odd = ", ".join(sorted(set(keys) ^ set(sample)))
-                raise DataError(
-                    f"the samples of a batch have different keys: {odd} is not in all of them (the first has "
-                    f"{', '.join(keys)}; number {number} has {', '.join(sample)}). Give every record the same keys, "
-                    f"None where there is no value."
-                )
-        return {key: [sample[key] for sample in self] for key in keys}
+        return dict(self.items())
 
     def __getitem__(self, index: str | SupportsIndex | slice) -> Any:
         if isinstance(index, str):
             return [sample[index] for sample in self]
         return super().__getitem__(index)
+
+
+def _listed(sample: Mapping[Any, Any]) -> str:
+    return ", ".join(map(str, sample)) or "none"
 
 
 def pad(
@@ -71,7 +92,8 @@ def pad(
         ``[N, length, …]``.
 
     Raises:
-        DataError: no sequences, an unknown side, or a sequence longer than ``length``.
+        DataError: no sequences, an unknown side, a sequence longer than ``length``, or a value that their dtype can't
+            hold.
     """
     if not sequences:
         raise DataError("pad() got no sequences; it needs at least one to know dtype and shape.")
@@ -82,6 +104,7 @@ def pad(
     if longest > length:
         raise DataError(f"pad(length={length}): a sequence has {longest} elements. Cut it first, or raise the length.")
     first = sequences[0]
+    check_holds("pad(): the sequences", first.dtype, value)
     result = first.new_full((len(sequences), length, *first.shape[1:]), value)
     for row, sequence in zip(result, sequences, strict=True):
         start = length - len(sequence) if side == "left" else 0
@@ -154,7 +177,8 @@ def merge(batches: Sequence[Batch], rules: Mapping[str, Padding] | None = None, 
         padding: what the padding of keys without a rule holds; it goes on the right.
 
     Raises:
-        DataError: batches with different keys or with values of different kinds.
+        DataError: batches with different keys or with values of different kinds, or a dtype that can't hold its
+            padding.
     """
     return _merge(batches, "", rules or {}, Padding(padding))
 

@@ -322,6 +322,12 @@ def check_text(path: Path) -> None:
     """
     with path.open("rb") as file:
         head = file.read(8)
+        file.seek(max(os.fstat(file.fileno()).st_size - 4, 0))
+        tail = file.read(4)
+    if head[:4] == tail == b"PAR1":  # a text may begin so, but not end so too
+        raise DataError(
+            f"{path}: the file should hold text by its ending, but is Parquet. Name it {path.stem + '.parquet'!r}."
+        )
     for magic, name in _OTHER_CONTENT.items():
         if head.startswith(magic):
             raise DataError(

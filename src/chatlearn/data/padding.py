@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,10 @@ class Padding:
             raise DataError(f"Padding(side={self.side!r}): padding goes 'left' or 'right'.")
         if not isinstance(self.value, numbers.Real):
             raise DataError(f"Padding(value={self.value!r}): padding holds a number.")
+        try:
+            float(self.value)
+        except OverflowError:
+            raise DataError("Padding(value=…): the number is too large for any dtype.") from None
 
 
 def padding_rules(declared: Iterable[tuple[str, Mapping[str, Padding]]]) -> dict[str, Padding]:
@@ -47,12 +52,14 @@ def padding_rules(declared: Iterable[tuple[str, Mapping[str, Padding]]]) -> dict
         declared: pairs of a module's name and its rules.
 
     Raises:
-        ModuleError: a rule is no :class:`Padding`, or two modules have different rules for one key.
+        ModuleError: a rule is no :class:`Padding`, a key is no text, or two modules have different rules for one key.
     """
     rules: dict[str, Padding] = {}
     owners: dict[str, str] = {}
     for module, own in declared:
         for key, rule in own.items():
+            if not is_instance(key, str):
+                raise ModuleError(f"{module}: the padding of {key!r}: keys of batches are text, such as 'a' or 'a.b'.")
             if not is_instance(rule, Padding):
                 raise ModuleError(
                     f"{module}: the padding of {key!r} is {rule!r}. Give a rule such as "
@@ -79,39 +86,63 @@ def widened(key: str, values: Sequence[Any], rule: Padding) -> list[Any]:
 
 def _widened(key: str, value: torch.Tensor | np.ndarray, widths: list[int], rule: Padding) -> Any:
     missing = [width - size for width, size in zip(widths, value.shape[1:], strict=True)]
-    amounts = [(n, 0) if rule.side == "left" else (0, n) for n in missing]
     if not any(missing):
         return value
-    if isinstance(value, np.ndarray):
-        return _widened_array(key, value, amounts, rule)
-    return _widened_tensor(key, value, amounts, rule)
-
-
-def _widened_tensor(key: str, value: torch.Tensor, amounts: list[tuple[int, int]], rule: Padding) -> torch.Tensor:
-    import torch
-
-    if not value.dtype.is_floating_point and not value.dtype.is_complex:
-        _check_integer(key, value.dtype, rule)
-    flat = [n for before_and_after in reversed(amounts) for n in before_and_after]
-    return torch.nn.functional.pad(value, flat, value=rule.value)
-
-
-def _widened_array(key: str, value: np.ndarray, amounts: list[tuple[int, int]], rule: Padding) -> np.ndarray:
-    filling: Any = rule.value
-    if value.dtype.kind in "iub":
-        _check_integer(key, value.dtype, rule)
-    elif value.dtype.kind not in "fc":
-        filling = None if value.dtype.kind == "O" else np.zeros((), value.dtype)
-    shape = (len(value), *(size + sum(pair) for size, pair in zip(value.shape[1:], amounts, strict=True)))
-    result = np.full(shape, filling, dtype=value.dtype)
-    places = [slice(before, before + size) for size, (before, _) in zip(value.shape[1:], amounts, strict=True)]
+    shape = (len(value), *widths)
+    result: Any = (
+        np.full(shape, _filling(key, value.dtype, rule), dtype=value.dtype)
+        if isinstance(value, np.ndarray)
+        else value.new_full(shape, check_holds(repr(key), value.dtype, rule.value))
+    )
+    starts = missing if rule.side == "left" else [0] * len(missing)
+    places = [slice(start, start + size) for start, size in zip(starts, value.shape[1:], strict=True)]
     result[(slice(None), *places)] = value
     return result
 
 
-def _check_integer(key: str, dtype: Any, rule: Padding) -> None:
-    if not float(rule.value).is_integer():
-        raise DataError(
-            f"{key!r} is {str(dtype).removeprefix('torch.')}, which can't hold the padding value {rule.value}. Pad it "
-            f"with a whole number."
-        )
+def _filling(key: str, dtype: np.dtype, rule: Padding) -> Any:
+    if dtype.kind in "iubfc":
+        return check_holds(repr(key), dtype, rule.value)
+    return None if dtype.kind == "O" else np.zeros((), dtype)
+
+
+def check_holds(what: str, dtype: torch.dtype | np.dtype, value: float) -> float:
+    """The padding value as a number of Python, for a dtype that can hold it.
+
+    Args:
+        what: is padded, for the error.
+        dtype: of a tensor or an array of numbers.
+        value: of the padding. NaN fits into every floating dtype, infinity into those whose name does
+            not end with ``fn`` or ``fnuz`` (finite numbers only).
+
+    Raises:
+        DataError: it is beyond the dtype's range, or no whole number where the dtype holds these only.
+    """
+    name = str(dtype).removeprefix("torch.")
+    lowest, highest, whole = _range_of(dtype)
+    number = float(value)
+    if whole and not number.is_integer():
+        problem = "Pad it with a whole number."
+    elif (whole or math.isfinite(number) or (math.isinf(number) and name.endswith(("fn", "fnuz")))) and not lowest <= (
+        int(value) if whole else number
+    ) <= highest:
+        problem = f"It holds {lowest} to {highest}: choose another padding value, or another dtype."
+    else:
+        return int(value) if whole else number
+    raise DataError(f"{what} is {name}, which can't hold the padding value {value}. {problem}")
+
+
+def _range_of(dtype: torch.dtype | np.dtype) -> tuple[float, float, bool]:
+    """The lowest and highest number of a dtype, and whether it holds whole numbers only."""
+    if isinstance(dtype, np.dtype):
+        if dtype.kind == "b":
+            return 0, 1, True
+        limits: Any = np.iinfo(dtype) if dtype.kind in "iu" else np.finfo(dtype)
+        return (limits.min, limits.max, True) if dtype.kind in "iu" else (float(limits.min), float(limits.max), False)
+    import torch
+
+    if dtype is torch.bool:
+        return 0, 1, True
+    if dtype.is_floating_point or dtype.is_complex:
+        return torch.finfo(dtype).min, torch.finfo(dtype).max, False
+    return torch.iinfo(dtype).min, torch.iinfo(dtype).max, True

@@ -15,9 +15,9 @@ from typing import Any, TypeAlias
 import torch
 
 from chatlearn.data.plain import from_plain, to_plain
-from chatlearn.data.samples import Sample, batches, samples_of
+from chatlearn.data.samples import Kinds, Sample, batches, samples_of
 from chatlearn.errors import ChatLearnError, DataError
-from chatlearn.guards import is_list
+from chatlearn.guards import is_list, is_mapping
 from chatlearn.types import Batch, Column, SampleIds
 
 __all__ = ["EpisodeBuffer", "ReplayBuffer", "Sample", "SampleFunction", "batches", "select"]
@@ -176,7 +176,21 @@ def _called(function: SampleFunction, buffers: list[EpisodeBuffer], where: str) 
     for index, sample in enumerate(samples):
         if not isinstance(sample, Sample) or not hasattr(sample, "sample_id"):
             raise DataError(f"{where} returns a list whose item {index} is {_no_sample(sample)}")
+        if odd := [key for key in _keys_of(sample, sample.kinds) if not isinstance(key, str)]:
+            raise DataError(
+                f"{where}: item {index} (sample {sample.sample_id} of episode {sample.episode}) has the key "
+                f"{odd[0]!r}, but keys of samples are text. Give it the name {str(odd[0])!r}."
+            )
     return samples
+
+
+def _keys_of(values: Mapping[Any, Any], kinds: Kinds) -> Iterator[Any]:
+    """The keys of a sample, those of the dicts that are columns of its batch included."""
+    for key, value in values.items():
+        yield key
+        kind = kinds.get(key)
+        if isinstance(kind, dict) and is_mapping(value):
+            yield from _keys_of(value, kind)
 
 
 def _no_sample(item: Any) -> str:

@@ -30,15 +30,29 @@ def read_prompts(source: Any) -> Sequence[Any]:
         DataError: it is none of these, a file is missing, empty or malformed (``file:line`` where there are lines).
     """
     if isinstance(source, (str, Path)):
-        return _read_files(_files(source))
+        given = f"prompts themselves are given as a list: [{str(source)[:60]!r}]"
+        return read_file(source, f"A str or Path names a file of prompts; {given}.")
     if is_sequence(source) and any(isinstance(entry, Path) for entry in source):
         if odd := next((entry for entry in source if not isinstance(entry, Path)), None):
             raise DataError(
                 f"the prompts are a list of paths with {odd!r} in it. Give paths only (pathlib.Path), or prompts only."
             )
-        return _read_files([file for path in source for file in _files(path)])
+        return _read_files([file for path in source for file in _files(path, "Give the path of a file of prompts.")])
     _check_sequence(source)
     return source
+
+
+def read_file(source: str | Path, hint: str) -> Sequence[Any]:
+    """Prompts of a file, a folder, or files with ``*``, ``?`` and ``**``, as a sequence.
+
+    Args:
+        source: its path.
+        hint: what to do where there is none, for the error.
+
+    Raises:
+        DataError: the file is missing, empty or malformed (``file:line`` where there are lines).
+    """
+    return _read_files(_files(source, hint))
 
 
 def _read_json(path: Path) -> Sequence[Any]:
@@ -93,7 +107,7 @@ def _read_file(path: Path) -> Sequence[Any]:
     return rows
 
 
-def _files(source: str | Path) -> list[Path]:
+def _files(source: str | Path, hint: str) -> list[Path]:
     """The files that a path, a folder or a pattern stands for, sorted by name."""
     if not str(source).strip():
         raise DataError("the prompts are an empty text. Give a list of prompts, or the path of a file.")
@@ -106,10 +120,7 @@ def _files(source: str | Path) -> list[Path]:
     if files := [file for file in found if not file.is_dir()]:
         return files
     what = "no file matches" if glob.has_magic(str(source)) else "there is no file"
-    raise DataError(
-        f"{what} {str(path)!r}.{_nearest(path)} A str or Path names a file of prompts; prompts themselves are "
-        f"given as a list: [{str(source)[:60]!r}]."
-    )
+    raise DataError(f"{what} {str(path)!r}.{_nearest(path)} {hint}")
 
 
 def _files_in(folder: Path) -> list[Path]:

@@ -20,6 +20,9 @@ class BestMetric:
 
     def __init__(self, runtime: RuntimeConfig, state: RunState) -> None:
         self._runtime, self._state = runtime, state
+        followed = None if runtime.best_metric is None else f"{runtime.best_metric_mode} {runtime.best_metric}"
+        if state.best_of != followed:  # a resumed run may follow another metric, which begins anew
+            state.best_of, state.best_value, state.best_episode, state.num_worse = followed, None, 0, 0
 
     def update(self, metrics: Mapping[str, float]) -> bool:
         """Takes the metrics of a complete episode; tells whether they are the best so far.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from chatlearn.config.check import Problem, check_args, check_models, raise_problems
 from chatlearn.config.schema import Config, ModelConfig
+from chatlearn.data.prompts import num_samples, read_sample
 from chatlearn.engine.environment import Environment
 from chatlearn.engine.evaluator import Evaluator
 from chatlearn.engine.residency import can_offload
@@ -60,7 +61,7 @@ def check_modules(
     for name, module in modules.items():
         problems += check_args(name, type(module).Args, config)
     problems += check_trained(config, trained)
-    problems += check_groups(config, environment, trainer)
+    problems += check_groups(config, environment, trainer) + check_position(config)
     sinks = "runtime.sinks"
     problems += [
         Problem(config.sources.get(sinks, ""), sinks, text) for text in check_sinks(config.runtime.sinks or [])
@@ -116,6 +117,20 @@ def check_groups(config: Config, environment: Environment | None, trainer: Train
     ]
 
 
+MAX_CONSUMED_SAMPLES = 2**46
+"""With it ids of samples stay below 2**63, also those of rows that a step has made of a sample."""
+
+
+def check_position(config: Config) -> list[Problem]:
+    """The position that a run begins at leaves room for the ids of its samples."""
+    key = "runtime.consumed_samples"
+    if config.runtime.consumed_samples <= MAX_CONSUMED_SAMPLES:
+        return []
+    message = f"is more than {MAX_CONSUMED_SAMPLES}, so that ids of samples would not fit into 64 bits"
+    fix = "set it to the number of samples that were used before"
+    return [Problem(config.sources.get(key, ""), key, message, fix)]
+
+
 def check_offload(config: Config, modules: Mapping[str, BaseModule]) -> list[str]:
     """Notes on modules that are to give up memory but can't."""
     return [
@@ -167,17 +182,24 @@ def check_datasets(environment: Environment | None, trainer: Trainer | None, eva
 
 
 def _check_readable(graph: Graph, datasets: Mapping[Any, Any], setter: str) -> None:
-    for name, prompts in datasets.items():
-        which = f"The data set {name!r}" if len(datasets) > 1 else "The data set"
+    for which, prompts in _named(datasets).items():
         if prompts is None:
             raise EngineError(f"{graph.name} has no data set. Call `{setter}`.")
         if not hasattr(prompts, "__len__") or not hasattr(prompts, "__getitem__"):
             kind = type(prompts).__name__
             raise DataError(f"The prompts of {graph.name} are {kind}; give a list or another sequence with a length.")
-        if len(prompts) == 0:
-            raise DataError(f"{which} of {graph.name} is empty. Give `{setter}` at least one prompt.")
+        if num_samples(prompts, f"{which} of {graph.name}") == 0:
+            raise DataError(
+                f"{which[0].upper()}{which[1:]} of {graph.name} is empty. Give `{setter}` at least one prompt."
+            )
     if graph.root is None:
         raise FlowError(f"{graph.where}: no step of {graph.name} takes the raw batch.")
+
+
+def _named(datasets: Mapping[Any, Any]) -> dict[str, Any]:
+    """Data sets by the words that errors use for them."""
+    several = len(datasets) > 1
+    return {f"data set {name!r}" if several else "the data set": prompts for name, prompts in datasets.items()}
 
 
 def check_reads(environment: Environment | None, trainer: Trainer | None, evaluator: Evaluator | None) -> None:
@@ -185,26 +207,29 @@ def check_reads(environment: Environment | None, trainer: Trainer | None, evalua
 
     Raises:
         FlowError: a step reads what none of its inputs can hold; all are listed.
+        DataError: the first prompt of a data set can't be read.
     """
     problems: list[str] = []
     raw, others = UNKNOWN_DATA, []
     if environment is not None:
-        raw = _known_of(environment.prompts.datasets)
+        raw = _known_of(environment.graph, dict(enumerate(environment.prompts.datasets)))
         problems += missing_reads(environment.graph, raw)
         raw, others = yields(environment.graph, raw), [environment.graph]
     elif trainer is not None:
-        raw = _known_of(trainer.prompts.datasets)
+        raw = _known_of(trainer.graph, dict(enumerate(trainer.prompts.datasets)))
     if trainer is not None:
         problems += missing_reads(trainer.graph, raw, others=others)
     if evaluator is not None:
-        problems += missing_reads(evaluator.graph, _known_of(tuple(evaluator.datasets.values())))
+        problems += missing_reads(evaluator.graph, _known_of(evaluator.graph, evaluator.datasets))
     if problems:
         raise FlowError("\n".join(problems))
 
 
-def _known_of(datasets: Sequence[Any]) -> Known:
+def _known_of(graph: Graph, datasets: Mapping[Any, Any]) -> Known:
     """Keys of the first prompts, if these are dicts; the data set that a module makes of them may hold more."""
-    first = [prompts[0] for prompts in datasets if len(prompts)]
+    first = [
+        read_sample(prompts, 0, f"sample 0 of {which} of {graph.name}") for which, prompts in _named(datasets).items()
+    ]
     return UNKNOWN_DATA | Known(frozenset(key for sample in first if is_mapping(sample) for key in sample))
 
 

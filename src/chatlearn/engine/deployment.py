@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from chatlearn.checkpoint.store import RunState
 from chatlearn.config.schema import Config, ModelConfig
 from chatlearn.data.padding import Padding, padding_rules
 from chatlearn.engine.residency import Residency
@@ -34,6 +36,7 @@ class Deployment:
         self.metrics = MetricBuffer()
         self.shared: dict[str, Any] = {}
         self.trace: Trace | None = None
+        self.state = RunState()
         self.padding: Mapping[str, Padding] = {}
         environment = config.runtime_env
         self.cluster: Cluster = create_cluster(
@@ -74,6 +77,10 @@ class Deployment:
     def names(self) -> list[str]:
         """Names of all modules."""
         return list(self._replicas)
+
+    def holds(self, modules: Mapping[str, BaseModule]) -> bool:
+        """Whether these modules are here."""
+        return all(self._modules.get(name) is module for name, module in modules.items())
 
     def handles(self, name: str | None = None) -> list[Handle]:
         """The replicas of one module, or of all."""
@@ -183,7 +190,8 @@ class Deployment:
         inputs = {name: tuple(values[i] for i in indices) for name, indices in node.inputs.items()}
         handle, submitted = replicas[index % len(replicas)], time.perf_counter()
         output, report = self.cluster.call_pair(handle, "run", call, inputs, after)
-        self._pending.append(Call(output, report, phase, handle, node.label, index, len(ids), submitted))
+        episode = self.state.episode + (phase != "eval")
+        self._pending.append(Call(output, report, phase, handle, node.label, index, len(ids), submitted, episode))
         return self._pending[-1]
 
     def window(self, modules: Collection[str]) -> int:
@@ -191,7 +199,9 @@ class Deployment:
         overlaps = self.config.runtime_env.local_threads > 1
         return 2 * sum(len(self._replicas[name]) for name in modules) if overlaps else 1
 
-    def call_step(self, module: BaseModule, step: str, data: Sequence[Batch]) -> Batch | None:
+    def call_step(
+        self, module: BaseModule, step: str, data: Sequence[Batch], constants: Mapping[str, Any]
+    ) -> Batch | None:
         """Runs one step on batches of the driver and returns its output; what it logs is dropped."""
         signature = step_signature(step_functions(module)[step])
         names = [f"*{i}" for i in range(len(data))] if signature.variadic else signature.data
@@ -206,7 +216,7 @@ class Deployment:
             phase="call",
             occurrence=0,
             index=0,
-            constants={},
+            constants=with_clients(dict(constants), self._ref, BaseModule),
             run_parameters={
                 "iteration": 0,
                 "train_info": {"iteration": 0, "episode": 0, "epoch": 0},
@@ -230,8 +240,26 @@ class Deployment:
             self.puts.update(report.puts)
             if self.trace is not None and report.end > report.start > 0:
                 waited = max(report.start - call.submitted, 0.0)
-                details = {"phase": call.phase, "batch": call.index, "rows": call.num_rows}
-                self.trace.add(str(call.handle), call.name, report.start, report.end, waited, **details)
+                details = {"phase": call.phase, "episode": call.episode, "batch": call.index}
+                self.trace.add(
+                    str(call.handle), call.name, report.start, report.end, waited, **details, rows=call.num_rows
+                )
+                for track, name, asked, start, end, rows, caller in report.spans:
+                    waited = max(start - asked, 0.0)
+                    self.trace.add(track, name, start, end, waited, **details, rows=rows, caller=caller)
+
+    @contextmanager
+    def own_metrics(self) -> Generator[None]:
+        """Inside, metrics are collected apart from those of the episode; calls that fail leave nothing behind."""
+        self.settle()
+        episodes, self.metrics = self.metrics, MetricBuffer()
+        try:
+            yield
+        except BaseException:
+            self._pending = []
+            raise
+        finally:
+            self.metrics = episodes
 
     def take_metrics(self) -> dict[str, float]:
         """Reduced metrics of all calls since the last time; waits for these calls."""
@@ -284,6 +312,7 @@ class Call:
         index: number of the batch.
         num_rows: of the input.
         submitted: ``time.perf_counter()`` when it went out, in seconds.
+        episode: that it belongs to, from 1; of an evaluation the number of complete ones.
     """
 
     output: Future
@@ -294,6 +323,7 @@ class Call:
     index: int = 0
     num_rows: int = 0
     submitted: float = 0.0
+    episode: int = 0
 
 
 class Trace(Protocol):

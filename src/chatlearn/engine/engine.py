@@ -20,6 +20,7 @@ from chatlearn.engine.trainer import Trainer
 from chatlearn.engine.wiring import Wiring
 from chatlearn.errors import EngineError
 from chatlearn.flow.render import render
+from chatlearn.guards import is_mapping
 from chatlearn.modules.base import BaseModule
 from chatlearn.observe.summary import summary_table
 from chatlearn.runtime.seeding import derive_seed, deterministic_kernels, preserved_globals
@@ -130,7 +131,8 @@ class Engine(Wiring):
                 "set_evaluator(Evaluator(eval_flow).set_dataset(prompts))."
             )
         self._deploy()
-        if missing := sorted(set(evaluator.graph.modules) - set(self._deployed.names)):
+        own = self._modules
+        if missing := sorted(name for name, module in evaluator.graph.modules.items() if own.get(name) is not module):
             raise EngineError(
                 f"{evaluator.graph.name} uses {', '.join(missing)}, which no flow of the engine calls. Use the "
                 "engine's modules."
@@ -140,25 +142,27 @@ class Engine(Wiring):
             episode, steps = (0, 0) if self._run is None else (self._run.state.episode, self._run.state.global_batches)
             return evaluator.evaluate(self._deployed, episode, steps)
 
-    def call(self, step: Callable[..., Any], *data: Batch) -> Batch | None:
+    def call(self, step: Callable[..., Any], *data: Batch, **constants: Any) -> Batch | None:
         """Runs one step of a module of this engine, as in ``engine.call(policy.forward_step, {"prompt": […]})``.
 
-        Several batches are merged into one dict, or passed separately, as in a flow.
+        Several batches are merged into one dict, or passed separately, as in a flow; so are constants.
 
         Raises:
-            EngineError: ``step`` is no step of one of the engine's modules.
+            EngineError: ``step`` is no step of one of the engine's modules, or the data are no batches.
             StepError: the step raised.
         """
         module = getattr(step, "__self__", None)
         name = next((n for n in getattr(module, "_step_functions", ()) if getattr(module, n) == step), None)
-        if not data or module is None or name is None or self._modules.get(module.name) is not module:
+        batches = bool(data) and all(is_mapping(batch) for batch in data)
+        if not batches or module is None or name is None or self._modules.get(module.name) is not module:
             raise EngineError(
-                "engine.call takes a step of a module of its flows, as in engine.call(policy.forward_step, data)."
+                "engine.call takes a step of a module of its flows and one or more batches (dicts), as in "
+                "engine.call(policy.forward_step, data)."
             )
         self._deploy()
         with self._globals():
             self._deployed.occupy([module.name])
-            return self._deployed.call_step(module, name, data)
+            return self._deployed.call_step(module, name, data, constants)
 
     def check(self) -> str:
         """Checks configuration, flows and data sets without starting anything; returns the flows as text, with notes.
@@ -179,6 +183,7 @@ class Engine(Wiring):
         if self._now is not None:
             self._save_asked = True
             return
+        assert self._settled  # refuses once a new run has begun
         if self._run is None or self._deployment is None:
             raise EngineError("There is nothing to save yet: call save_checkpoint() in a callback, or after learn().")
         self._run.save(self._deployment)
@@ -230,8 +235,7 @@ class Engine(Wiring):
 
     def _train(self, run: Run, experience: StreamDataset) -> None:
         if self.trainer is not None:
-            if not self._trains_on_arrival:
-                self._deployed.occupy(self.trainer.graph.modules)
+            self._deployed.occupy(self._at_work_at_first if self._trains_on_arrival else self.trainer.graph.modules)
             self.trainer.train(self._deployed, run.state, self._replayed(run, experience))
             run.lap("train")
         if self.environment is not None:
@@ -285,7 +289,7 @@ class Engine(Wiring):
 
     def _save(self, run: Run, info: EpisodeInfo) -> None:
         """Saves what is due, and sees whether the run has seen enough."""
-        is_best = run.best.update(info.metrics)
+        is_best = run.best.update(run.last_row or {})
         if run.save_is_due or self._save_asked or is_best:
             run.save(self._deployed, is_best)
             self._reach("after_save", run)
@@ -351,9 +355,14 @@ class Engine(Wiring):
         """Starts the modules, once."""
         self._end_of_check()
         config = self._settled
+        has_learned = self._run is not None and self._run.has_ended
         if self._deployment is not None:
-            return
-        if self._run is not None and self._run.has_ended:
+            if self._deployment.holds(self._modules):
+                return
+            if has_learned:
+                raise EngineError("This engine has learned; a flow over other modules needs an engine of its own.")
+            self._end_deployment()  # it was made for other flows
+        if self._run is not None and has_learned:
             raise EngineError(
                 f"The replicas of this run have ended, and the trained weights with them: engine.stop() was called, or "
                 f"the run had come to its end before. Call it earlier, or use what the run left in {self._run.path}."

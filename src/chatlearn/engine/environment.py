@@ -27,24 +27,25 @@ class Environment(Executor):
     def __init__(self, flow: Callable[[Any], Any]) -> None:
         super().__init__(flow)
         check_steps(self.graph, no_training)
-        self.prompts = Prompts()
+        self.given = self.prompts = Prompts()
 
     def set_dataset(self, prompts: Sequence[Any]) -> Environment:
         """Sets the prompts that the first module of the flow builds its data set from."""
-        self.prompts = self.prompts.of(prompts)
+        self.given = self.prompts = self.given.of(prompts)
         return self
 
     def set_multiple_datasets(
         self, datasets: Sequence[Any] | Mapping[str, Any], data_ratio: Sequence[float] | None = None
     ) -> Environment:
         """Sets several data sets, mixed in a fixed proportion; see :meth:`Engine.set_multiple_datasets`."""
-        self.prompts = self.prompts.several(datasets, data_ratio)
+        self.given = self.prompts = self.given.several(datasets, data_ratio)
         return self
 
     def stream(self, deployment: Deployment, state: RunState) -> Iterator[Experience]:
         """Makes one episode's experience, batch by batch, and moves the positions in ``state`` on.
 
-        As many batches are in flight as the cluster can use; they come out complete, in batch order.
+        As many batches are in flight as the cluster can use; they come out complete, in batch order, each as soon as
+        the driver sees that it is, so that training can begin before the driver turns to later ones.
         """
         assert self.graph.root is not None
         prompts = self.prompts.open(deployment, self.graph.root.module.name)
@@ -61,10 +62,15 @@ class Environment(Executor):
             )
             in_flight.append(Experience(outputs, made))
             state.position += len(ids)
-            if len(in_flight) >= window:
+            while in_flight and (len(in_flight) >= window or _is_complete(deployment, in_flight[0])):
                 yield _complete(deployment, in_flight.popleft())
         while in_flight:
             yield _complete(deployment, in_flight.popleft())
+
+
+def _is_complete(deployment: Deployment, experience: Experience) -> bool:
+    _, missing = deployment.cluster.wait(experience.sources, 0)
+    return not missing
 
 
 def _complete(deployment: Deployment, experience: Experience) -> Experience:

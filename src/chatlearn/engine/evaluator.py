@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import numbers
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from chatlearn.data.prompts import num_samples
 from chatlearn.data.sampler import Sampler
 from chatlearn.data.sources import read_prompts
 from chatlearn.engine.deployment import Deployment
 from chatlearn.engine.environment import no_training
 from chatlearn.engine.executor import Executor, check_steps
-from chatlearn.errors import EngineError
-from chatlearn.guards import is_instance
+from chatlearn.engine.prompts import named_sources
+from chatlearn.errors import DataError, EngineError
 from chatlearn.modules.base import merge_batches
+from chatlearn.observe.metrics import as_number
 from chatlearn.runtime.base import Future
+from chatlearn.runtime.seeding import derive_seed, seed_everything
 from chatlearn.types import Batch
 
 
@@ -27,7 +29,8 @@ class Evaluation:
 
     Attributes:
         metrics: what the steps logged, reduced over a data set, as ``eval/<module>/<name>``; with several data sets
-            ``eval/<data set>/<module>/<name>``. Numbers that ``post_process`` returns as a dict are among them.
+            ``eval/<data set>/<module>/<name>``. Numbers that ``post_process`` returns as a dict, those of numpy and
+            torch too, are among them.
         results: what ``post_process`` returned; without one, what the flow yields, batch by batch, in the order of the
             data set. With several data sets a dict from their names to these.
     """
@@ -68,11 +71,11 @@ class Evaluator(Executor):
         Raises:
             EngineError: there are none, or a name is no plain word.
         """
-        named = dict(datasets) if isinstance(datasets, Mapping) else {str(i): d for i, d in enumerate(datasets)}
-        if not named or not all(is_instance(name, str) and name and "/" not in name for name in named):
+        named = dict(named_sources(datasets, "Evaluator.set_multiple_datasets"))
+        if wrong := [name for name in named if not name or "/" in name]:
             raise EngineError(
                 "Evaluator.set_multiple_datasets takes a dict such as {'easy': prompts, 'hard': prompts}; names are "
-                f"text without '/'. Got {', '.join(map(repr, named)) or 'no data sets'}."
+                f"text without '/'. Got {', '.join(map(repr, wrong))}."
             )
         self._datasets = {name: read_prompts(prompts) for name, prompts in named.items()}
         return self
@@ -100,6 +103,7 @@ class Evaluator(Executor):
 
         Raises:
             EngineError: no data set was set.
+            DataError: one is empty.
         """
         if not self._datasets:
             raise EngineError(
@@ -107,14 +111,18 @@ class Evaluator(Executor):
             )
         metrics: dict[str, float] = {}
         results: dict[str, Any] = {}
-        deployment.settle()
         for name, prompts in self._datasets.items():
-            outputs = self._pass_over(deployment, prompts, f"evaluation after episode {episode}")
-            found = deployment.take_metrics()
+            which = f"The data set {name!r} of {self.graph.name}" if name else f"The data set of {self.graph.name}"
+            if num_samples(prompts, which) == 0:
+                raise DataError(f"{which} is empty. Give it at least one prompt.")
+            with deployment.own_metrics():
+                outputs = self._pass_over(deployment, prompts, f"evaluation after episode {episode}")
+                found = deployment.take_metrics()
+            seed_everything(derive_seed(deployment.config.runtime.seed, "post_process", name, episode))
             info = {"episode": episode, "train_iteration": train_iteration, "dataset": name}
             results[name] = self.post_process(outputs, info)
             if isinstance(results[name], dict):
-                found |= {f"eval/{key}": value for key, value in results[name].items() if _is_number(value)}
+                found |= {f"eval/{key}": number for key, number in _numbers_of(results[name]).items()}
             prefix = f"eval/{name}/" if name else "eval/"
             metrics |= {prefix + key.removeprefix("eval/"): value for key, value in found.items()}
         return Evaluation(metrics, results.get("", results))
@@ -142,5 +150,6 @@ def _merged(deployment: Deployment, outputs: Sequence[Future]) -> Batch:
     return merge_batches([deployment.cluster.get(output) or {} for output in outputs])
 
 
-def _is_number(value: Any) -> bool:
-    return is_instance(value, numbers.Real) and not isinstance(value, bool)
+def _numbers_of(values: Mapping[Any, Any]) -> dict[Any, float]:
+    numbers = {key: as_number(value) for key, value in values.items() if not isinstance(value, bool)}
+    return {key: number for key, number in numbers.items() if number is not None}

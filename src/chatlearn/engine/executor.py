@@ -79,7 +79,7 @@ class Executor:
                         after=pass_.ends(node),
                     )
                 )
-            advanced[node.module.name] = len(calls)
+            advanced[node.module.name] = max(advanced.get(node.module.name, 0), len(calls))
             pass_.finish(node, calls)
         for name, count in advanced.items():
             counters[name] = counters.get(name, 0) + count
@@ -144,15 +144,23 @@ class _Pass:
             report: Report = self._deployment.cluster.get(call.report)
             rows += [offset + row for row in report.source_rows or ()]
             offset += call.num_rows
+        made = ids.take(rows) if node.filters else ids.expanded(rows)
+        if (order := made.together()) is not None:
+            rows, made = [rows[row] for row in order], made.take(order)
+            if node.index in self._values:
+                self._values[node.index] = self._gathered(Rows((self._values[node.index],), order))
         self._source_rows[node.index] = rows
-        self.ids[node.index] = ids.take(rows) if node.filters else ids.expanded(rows)
+        self.ids[node.index] = made
 
     def _aligned(self, index: int, space: int) -> Future:
         rows = self._path(index, space)
         if rows is None:
             return self._values[index]
+        return self._gathered(Rows((self._values[index],), rows))
+
+    def _gathered(self, rows: Rows) -> Future:
         handle = self._deployment.handles(next(iter(self._graph.modules)))[0]
-        return self._deployment.cluster.call(handle, "gather", (Rows((self._values[index],), rows),))
+        return self._deployment.cluster.call(handle, "gather", (rows,))
 
     def _joined(self, node: Node, outputs: list[Future]) -> Future:
         if len(outputs) == 1:

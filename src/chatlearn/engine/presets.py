@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,13 +30,31 @@ class EvalEngine(Engine):
             evaluator = Evaluator(eval_flow)
         elif eval_flow is not None or evaluator is None:
             raise EngineError("EvalEngine takes a flow, or an evaluator: EvalEngine(eval_flow).")
-        self._measures = evaluator
-        super().__init__(evaluator=self._measures)
+        super().__init__(evaluator=evaluator)
 
     def set_dataset(self, prompts: Sequence[Any] | str | Path) -> Self:
         """Sets the prompts to evaluate on."""
         self._measures.set_dataset(prompts)
         return self
+
+    def set_multiple_datasets(
+        self, datasets: Sequence[Any] | Mapping[str, Any], data_ratio: Sequence[float] | None = None
+    ) -> Self:
+        """Sets several data sets to evaluate on, one after the other.
+
+        Raises:
+            EngineError: there are none, a name is no plain word, or there is a ratio (each is measured as a whole).
+        """
+        if data_ratio is not None:
+            raise EngineError("An evaluation goes over each data set as a whole: leave data_ratio out.")
+        self._measures.set_multiple_datasets(datasets)
+        return self
+
+    @property
+    def _measures(self) -> Evaluator:
+        if self.evaluator is None:
+            raise EngineError("The engine has no evaluator any more. Call set_evaluator(Evaluator(eval_flow)).")
+        return self.evaluator
 
     def eval(self) -> Evaluation:
         """One pass over the data; the same as ``evaluate()``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,10 +11,10 @@ from typing import Any
 from chatlearn.config.schema import Config
 from chatlearn.data.lengths import reranked
 from chatlearn.data.sampler import PromptSampler, make_sampler
-from chatlearn.data.sources import read_prompts
+from chatlearn.data.sources import read_file, read_prompts
 from chatlearn.engine.deployment import Deployment
-from chatlearn.errors import EngineError
-from chatlearn.guards import is_instance
+from chatlearn.errors import DataError, EngineError
+from chatlearn.guards import is_instance, is_mapping, is_sequence
 from chatlearn.runtime.base import Future
 from chatlearn.types import SampleIds
 
@@ -41,28 +42,45 @@ class Prompts:
 
         Raises:
             EngineError: there are none, or the shares are not one positive number for each.
+            DataError: one is no data set; it is named.
         """
-        parts = list(sources.values()) if isinstance(sources, Mapping) else list(sources)
-        if not parts:
-            raise EngineError("set_multiple_datasets got no data sets. Give a list of data sets, or a dict of them.")
-        return replace(self, datasets=tuple(map(read_prompts, parts)), ratio=_shares(ratio, len(parts), "data_ratio"))
+        parts = named_sources(sources, "set_multiple_datasets")
+        shares = _shares(ratio, len(parts), "data_ratio")
+        return replace(self, datasets=tuple(_read(name, part) for name, part in parts), ratio=shares)
+
+    def over(self, other: Prompts) -> Prompts:
+        """The same, with what the other says where this one says nothing."""
+        if not self.datasets:
+            return replace(other, sampler=self.sampler or other.sampler)
+        return replace(self, sampler=self.sampler or other.sampler)
 
     def configured(self, config: Config) -> Prompts:
-        """The same, with what the configuration says where the program says nothing."""
+        """The same, with what the configuration says where the program says nothing.
+
+        Raises:
+            DataError: ``runtime.data_path`` names no readable files.
+            EngineError: the shares don't fit, or stand beside a sampling function.
+        """
         runtime, prompts = config.runtime, self
         if not prompts.datasets and runtime.data_path is not None:
-            paths = [runtime.data_path] if isinstance(runtime.data_path, str) else runtime.data_path
-            prompts = prompts.several(paths, None)
+            prompts = replace(prompts, datasets=_configured_files(runtime.data_path, _place(config, "data_path")))
         if prompts.ratio is None and runtime.data_ratio is not None and prompts.datasets:
-            prompts = replace(prompts, ratio=_shares(runtime.data_ratio, len(prompts.datasets), "runtime.data_ratio"))
+            count, given = len(prompts.datasets), runtime.data_ratio
+            ratio = [given] * count if isinstance(given, float) else given  # one number is an equal share for each
+            shares = _shares(ratio, count, _place(config, "data_ratio"))
+            prompts = replace(prompts, ratio=shares)
         if prompts.sampler is not None and prompts.ratio is not None:
             raise EngineError("set_sampler chooses among all data sets by itself: leave data_ratio out.")
         return prompts
 
     def open(self, deployment: Deployment, root: str) -> OpenPrompts:
-        """Builds the data sets beside the module ``root``, for training."""
+        """Builds the data sets beside the module ``root``, for training.
+
+        Raises:
+            DataError: one can't be built; of several it is named by its number.
+        """
         runtime = deployment.config.runtime
-        opened = [deployment.open_dataset(root, dataset, is_eval=False) for dataset in self.datasets]
+        opened = [self._open(deployment, root, number) for number in range(len(self.datasets))]
         sampler = make_sampler(
             runtime.seed,
             [length for _, length in opened],
@@ -72,6 +90,14 @@ class Prompts:
             function=self.sampler,
         )
         return OpenPrompts(deployment, root, tuple(key for key, _ in opened), sampler)
+
+    def _open(self, deployment: Deployment, root: str, number: int) -> tuple[str, int]:
+        try:
+            return deployment.open_dataset(root, self.datasets[number], is_eval=False)
+        except DataError as error:
+            if len(self.datasets) == 1:
+                raise
+            raise DataError(f"data set {number}: {error}").with_traceback(error.__traceback__) from error.__cause__
 
 
 @dataclass(frozen=True)
@@ -122,10 +148,58 @@ class OpenPrompts:
         return [(self.keys[number], index) for number, index in self.sampler.picks(ids)]
 
 
-def _shares(ratio: Sequence[float] | None, count: int, name: str) -> tuple[float, ...] | None:
+def named_sources(sources: Any, setter: str) -> list[tuple[str, Any]]:
+    """Several data sets with their names: a list's are called ``0``, ``1``, ….
+
+    Raises:
+        EngineError: they are no list and no dict, or there are none; ``setter`` is named.
+    """
+    if isinstance(sources, (str, bytes)) or not is_instance(sources, (Mapping, Sequence)):
+        raise EngineError(
+            f"{setter} takes a list of data sets, or a dict of them, got {_shown(sources)}. Give a single one to "
+            f"set_dataset."
+        )
+    if not sources:
+        raise EngineError(f"{setter} got no data sets. Give a list of data sets, or a dict of them.")
+    return [(str(name), sources[name]) for name in (sources if is_mapping(sources) else range(len(sources)))]
+
+
+def _shown(value: object) -> str:
+    return repr(value)[:60] if is_instance(value, (str, bytes, int, float)) else type(value).__name__
+
+
+def _read(name: str, source: Any) -> Sequence[Any]:
+    try:
+        return read_prompts(source)
+    except DataError as error:
+        raise DataError(f"data set {name}: {error}").with_traceback(error.__traceback__) from error.__cause__
+
+
+def _place(config: Config, key: str) -> str:
+    """Where a key of ``runtime`` was set, and its path, for errors."""
+    return f"{config.sources.get(f'runtime.{key}', '')}  runtime.{key}".strip()
+
+
+def _configured_files(value: str | list[str], place: str) -> tuple[Sequence[Any], ...]:
+    """The data sets of ``runtime.data_path``."""
+    if not value:
+        raise DataError(f"{place} names no files. Name one, or leave it out and call `set_dataset(prompts)`.")
+    hint = "Name a file of prompts, a folder, or a pattern; a relative path begins where the program runs."
+    try:
+        return tuple(read_file(path, hint) for path in ([value] if isinstance(value, str) else value))
+    except DataError as error:
+        raise DataError(f"{place}: {error}").with_traceback(error.__traceback__) from error.__cause__
+
+
+def _shares(ratio: Any, count: int, name: str) -> tuple[float, ...] | None:
+    """Shares of data sets: a list, a tuple or an array of ``count`` positive numbers."""
     if ratio is None:
         return None
-    shares = [share for share in ratio if is_instance(share, (int, float)) and 0 < share < math.inf]
-    if len(shares) != len(ratio) or len(shares) != count:
-        raise EngineError(f"{name} is {list(ratio)}, but there are {count} data sets: give each a number above 0.")
-    return tuple(map(float, shares))
+    given: Any = ratio.tolist() if hasattr(ratio, "tolist") else ratio
+    if not is_sequence(given) or len(given) != count or not all(map(_is_share, given)):
+        raise EngineError(f"{name} is {given!r}, but there are {count} data sets: give each a number above 0.")
+    return tuple(map(float, given))
+
+
+def _is_share(value: Any) -> bool:
+    return is_instance(value, numbers.Real) and 0 < value < math.inf

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import json
-import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
+from chatlearn.checkpoint.module_state import export_module, load_module, remember_setup, save_module
 from chatlearn.checkpoint.run_folder import RunFolder, discard_rows
 from chatlearn.checkpoint.store import (
     CheckpointStore,
     RunState,
     check_same_identity,
-    load_module,
     load_replay,
     load_shared,
     read_run_state,
-    remember_setup,
-    save_module,
     save_replay,
     save_shared,
 )
@@ -32,17 +26,13 @@ from chatlearn.data.stream import Experience
 from chatlearn.engine.best import BestMetric
 from chatlearn.engine.deployment import Deployment
 from chatlearn.engine.replay import Replay
-from chatlearn.guards import is_dict, is_instance
 from chatlearn.modules.base import merge_batches
 from chatlearn.observe.curve import draw_learning_curve
 from chatlearn.observe.profiler import episode_profiler
 from chatlearn.observe.progress import Progress
-from chatlearn.observe.sinks import Sink, open_sinks
+from chatlearn.observe.samples import sample_line
+from chatlearn.observe.sinks import GuardedSink, open_sinks
 from chatlearn.observe.spans import TraceFile
-from chatlearn.types import Batch
-
-_MAX_NUMBERS = 4096
-"""Larger values of a sample are described, not written out."""
 
 
 class Run:
@@ -54,6 +44,7 @@ class Run:
         trained: names of the modules whose whole state a checkpoint keeps.
         synced: names of the modules that get their ``model`` by parameter sync -> episodes between two syncs.
         replay: experience of several episodes, where that is trained on.
+        drifting: names of the synced modules whose weights need not be those of the last sync when an episode ends.
     """
 
     def __init__(
@@ -63,19 +54,22 @@ class Run:
         trained: Sequence[str],
         synced: Mapping[str, int],
         replay: Replay | None = None,
+        drifting: Collection[str] = (),
     ) -> None:
         self.state = RunState()
         self.replay = replay
         self.has_ended = folder.finished
         self.config, self._folder = config, folder
-        self._trained, self._synced = set(trained), dict(synced)
+        self._trained, self._synced, self._drifting = set(trained), dict(synced), frozenset(drifting)
         self.last_row: dict[str, Any] | None = None
         self._store = CheckpointStore(folder.checkpoints)
         self._started = self._last = time.monotonic()
         self._phases: dict[str, float] = {}
-        self._sinks: list[Sink] = []
+        self._sinks: list[GuardedSink] = []
         self._progress: Progress | None = None
         self._trace: TraceFile | None = None
+        self._traced: Deployment | None = None
+        self._marked_version = 0
         self.profile: Callable[[int], AbstractContextManager[None]] = lambda episode: nullcontext()
 
     @property
@@ -113,7 +107,8 @@ class Run:
     def open(self, deployment: Deployment, num_episodes: int) -> None:
         """Restores the counters and modules of the checkpoint, if there is one, and opens the files."""
         for name in deployment.names:
-            deployment.apply(name, remember_setup, self._synced.get(name) == 1)
+            if name not in self._trained:
+                deployment.apply_first(name, remember_setup, self._comes_by_sync(name))
         if self._folder.checkpoint is not None:
             self.state, content = read_run_state(self._folder.checkpoint)
             self._store.point_to(self._folder.checkpoint.name)  # an older one, perhaps: what came after it is replaced
@@ -129,11 +124,12 @@ class Run:
         discard_rows(self.path / "metrics.jsonl", self.state.episode if self._folder.checkpoint else -1)
         runtime = self.config.runtime
         plain = self.config.model_dump(mode="json")
-        self._sinks = open_sinks(
-            self.path, self.state.episode + 1, runtime.sinks, exp_name=runtime.exp_name, config=plain
-        )
+        sinks = open_sinks(self.path, self.state.episode + 1, runtime.sinks, exp_name=runtime.exp_name, config=plain)
+        self._sinks = [GuardedSink(sink) for sink in sinks]
+        deployment.state = self.state
         if runtime.trace:
             self._trace = deployment.trace = TraceFile(self.path / "trace.json")
+            self._traced = deployment
         self._progress = Progress(runtime.exp_name, num_episodes, self.state.episode, runtime.log_interval)
         for text in filter(None, [self._folder.note, *(sink.note for sink in self._sinks)]):
             self.note(text)
@@ -149,6 +145,16 @@ class Run:
         now = time.monotonic()
         self._phases[phase] = self._phases.get(phase, 0.0) + now - self._last
         self._last = now
+        if self._trace is not None:
+            self._mark(self._trace, phase)
+
+    def _mark(self, trace: TraceFile, phase: str) -> None:
+        """Marks in the trace where something has ended that holds for all replicas."""
+        if phase in ("evaluate", "save"):
+            trace.instant(phase, episode=self.state.episode)
+        elif phase == "sync" and self.state.weight_version != self._marked_version:  # a lap without a sync due is none
+            self._marked_version = self.state.weight_version
+            trace.instant(phase, weight_version=self.state.weight_version)
 
     def log(self, metrics: dict[str, float], num_samples: int) -> None:
         """Writes the row of the episode that has just been completed."""
@@ -186,7 +192,7 @@ class Run:
                     "group_id": part.ids.group_ids[row],
                     "weight_version": part.ids.weight_version,
                 }
-                lines.append(json.dumps({**ids, **_readable(batch, row)}, default=str) + "\n")
+                lines.append(sample_line(ids, batch, row))
         if lines:
             folder = self.path / "samples"
             folder.mkdir(exist_ok=True)
@@ -197,6 +203,15 @@ class Run:
         """Whether the episode that was just completed ends with a checkpoint."""
         interval = self.config.runtime.save_episode_interval
         return bool(interval and self.state.episode % interval == 0)
+
+    def _comes_by_sync(self, name: str) -> bool:
+        """Whether a module's weights are those of the sync that such an episode ends with."""
+        frequency = None if name in self._drifting else self._synced.get(name)
+        return frequency is not None and self.state.episode % frequency == 0
+
+    def restores_weights(self, name: str) -> bool:
+        """Whether the weights of a synced module came from a checkpoint, so that the first sync has to spare them."""
+        return name in self._drifting and self._folder.checkpoint is not None
 
     def save(self, deployment: Deployment, is_best: bool = False) -> None:
         """Writes a checkpoint of the current state; ``is_best`` marks it as the one with the best metric."""
@@ -209,8 +224,7 @@ class Run:
                 save_replay(folder, self.replay.state())
             for name in deployment.names:
                 deployment.occupy([name])
-                frequency = self._synced.get(name)
-                is_synced = frequency is not None and self.state.episode % frequency == 0
+                is_synced = self._comes_by_sync(name)
                 arguments = str(folder), self.state.episode, name in self._trained, is_synced
                 if deployment.apply_first(name, save_module, *arguments):
                     saved.append(name)
@@ -229,7 +243,7 @@ class Run:
         policy = "policy" if "policy" in names else next(iter(names), None)
         for name in names:
             deployment.occupy([name])
-            deployment.apply_first(name, _export, str(self.path / ("policy" if name == policy else name)))
+            deployment.apply_first(name, export_module, str(self.path / ("policy" if name == policy else name)))
         self.close("finished")
         if problem := self.draw_curve():
             print(problem)
@@ -258,6 +272,8 @@ class Run:
         if self._trace is not None:
             self._trace.close()
             self._trace = None
+        if self._traced is not None:  # evaluations after the run are none of it
+            self._traced.trace = None
 
     def draw_curve(self, marks: dict[str, tuple[int, float]] | None = None) -> str | None:
         """Draws ``learning_curve.png``; returns why not, if not. ``marks`` as in :func:`draw_learning_curve`."""
@@ -276,32 +292,3 @@ class Run:
         aside = path.with_suffix(".partial")
         aside.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
         aside.rename(path)
-
-
-def _export(module: Any, path: str) -> None:
-    module.export(path)
-
-
-def _readable(batch: Batch, row: int) -> dict[str, Any]:
-    """One sample as plain values; of token fields the response's tokens only."""
-    mask = batch.get("response_mask")
-    response = mask[row].bool() if isinstance(mask, torch.Tensor) else None
-    values: dict[str, Any] = {}
-    for key, column in batch.items():
-        if key in ("attention_mask", "response_mask"):
-            continue
-        if column is None:
-            values[key] = None
-        elif is_dict(column):
-            values[key] = _readable(column, row)
-        else:
-            values[key] = _readable_value(column[row], response)
-    return values
-
-
-def _readable_value(value: Any, response: torch.Tensor | None) -> Any:
-    if is_instance(value, torch.Tensor) and response is not None and value.shape == response.shape:
-        value = value[response]
-    if is_instance(value, (torch.Tensor, np.ndarray)):
-        return value.tolist() if math.prod(value.shape) <= _MAX_NUMBERS else f"{value.dtype} {list(value.shape)}"
-    return value

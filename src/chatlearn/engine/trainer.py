@@ -28,7 +28,7 @@ class Trainer(Executor):
     def __init__(self, flow: Callable[[Any], Any]) -> None:
         super().__init__(flow)
         check_steps(self.graph, _keeps_rows)
-        self.prompts = Prompts()
+        self.given = self.prompts = Prompts()
 
     def stream(self, deployment: Deployment, state: RunState) -> Iterator[Experience]:
         """One episode's samples straight from the data set, for an engine without an environment."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from chatlearn.config.active import active_generation, get_config, init
 from chatlearn.config.schema import Config
@@ -17,14 +17,33 @@ from chatlearn.engine.evaluator import Evaluator
 from chatlearn.engine.prompts import Prompts
 from chatlearn.engine.trainer import Trainer
 from chatlearn.errors import EngineError
+from chatlearn.guards import is_instance
 from chatlearn.modules.base import BaseModule, take_ownership
+
+_Part = TypeVar("_Part")
+
+
+def _checked(part: _Part | None, kind: type[_Part], role: str) -> _Part | None:
+    """One of the three parts of an engine, or nothing."""
+    if part is None or is_instance(part, kind):
+        return part
+    hint = "Write Engine(environment, trainer, evaluator), with None for what is not there"
+    if callable(part):
+        hint = f"Wrap the flow: {kind.__name__}(flow)"
+    raise EngineError(f"The {role} of an engine has the type {kind.__name__}, got {_type_name(part)}. {hint}.")
+
+
+def _type_name(value: object) -> str:
+    return type(value).__name__
 
 
 class Wiring:
     """The parts of an engine. Setters return the engine, so they chain."""
 
     def __init__(self, environment: Environment | None, trainer: Trainer | None, evaluator: Evaluator | None) -> None:
-        self.environment, self.trainer, self.evaluator = environment, trainer, evaluator
+        self.environment = _checked(environment, Environment, "environment")
+        self.trainer = _checked(trainer, Trainer, "trainer")
+        self.evaluator = _checked(evaluator, Evaluator, "evaluator")
         self._take_modules()
         self._prompts: Prompts | None = None
         self._pairs: list[tuple[BaseModule, BaseModule, int | None]] = []
@@ -34,20 +53,32 @@ class Wiring:
         self._config: Config | None = None
 
     def set_environment(self, environment: Environment | None) -> Self:
-        """Replaces the environment."""
-        self.environment = environment
+        """Replaces the environment.
+
+        Raises:
+            EngineError: it is none.
+        """
+        self.environment = _checked(environment, Environment, "environment")
         self._take_modules()
         return self
 
     def set_trainer(self, trainer: Trainer | None) -> Self:
-        """Replaces the trainer."""
-        self.trainer = trainer
+        """Replaces the trainer.
+
+        Raises:
+            EngineError: it is none.
+        """
+        self.trainer = _checked(trainer, Trainer, "trainer")
         self._take_modules()
         return self
 
     def set_evaluator(self, evaluator: Evaluator | None) -> Self:
-        """Replaces the evaluator."""
-        self.evaluator = evaluator
+        """Replaces the evaluator.
+
+        Raises:
+            EngineError: it is none.
+        """
+        self.evaluator = _checked(evaluator, Evaluator, "evaluator")
         self._take_modules()
         return self
 
@@ -127,8 +158,11 @@ class Wiring:
             frequency: episodes from one sync to the next; left out, ``models.<source>.sync_frequency`` (1).
 
         Raises:
-            EngineError: the frequency is no positive integer.
+            EngineError: the frequency is no positive integer, or one of the two is no module.
         """
+        for module in (source, destination):
+            if not is_instance(module, BaseModule):
+                raise EngineError(f"set_parameter_sync takes two modules, got {_type_name(module)} {module!r}.")
         if frequency is not None and (type(frequency) is not int or frequency < 1):
             raise EngineError(f"set_parameter_sync: frequency is a number of episodes from 1 on, got {frequency!r}.")
         self._pairs.append((source, destination, frequency))
@@ -212,7 +246,7 @@ class Wiring:
         modules = self._modules
         notes = check_modules(self._settled, modules, self.environment, self.trainer)
         if (maker := self.environment or self.trainer) is not None:
-            maker.prompts = (self._prompts or maker.prompts).configured(self._settled)
+            maker.prompts = (self._prompts or Prompts()).over(maker.given).configured(self._settled)
         check_datasets(self.environment, self.trainer, self.evaluator)
         check_reads(self.environment, self.trainer, self.evaluator)
         check_syncs([pair[:2] for pair in self._pairs], modules)

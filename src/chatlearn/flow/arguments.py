@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from chatlearn.errors import FlowError
+from chatlearn.flow.hidden import find_hidden, hidden_module
 from chatlearn.flow.signature import RUN_PARAMETERS, StepSignature
-from chatlearn.flow.symbols import Poisoned, Symbol, caller_place, find_stand_in
+from chatlearn.flow.symbols import Poisoned, Symbol, caller_place
 
 
 class Merged(tuple[Symbol, ...]):
@@ -17,7 +18,7 @@ def bind(call: str, signature: StepSignature, args: tuple[Any, ...], kwargs: dic
     """Parameter name -> :class:`Merged` batches or a constant, in the order of the signature.
 
     Raises:
-        FlowError: an argument was read from a stand-in, or the arguments do not fit the signature.
+        FlowError: an argument was read from a stand-in, hides a module, or does not fit the signature.
     """
     for value in (*args, *kwargs.values()):
         _check_argument(call, value)
@@ -66,14 +67,20 @@ def _check_argument(call: str, value: Any) -> None:
     """Raises FlowError for what is neither a batch nor a constant."""
     if isinstance(value, Symbol):
         return
-    found = find_stand_in(value)
+    found = find_hidden(value, clients=True)
     if isinstance(found, Poisoned):
         raise FlowError(
             f"{caller_place()}: {call} is given {found.chatlearn_read_at}, which holds no data while a "
             f"flow is traced. Pass the whole batch, and read from it inside the step."
         )
-    if found is not None:
+    if isinstance(found, Symbol):
         raise FlowError(
             f"{caller_place()}: {call} is given a {type(value).__name__} that contains {found.chatlearn_origin}. Pass "
             f"batches as arguments of their own; several are merged into one dict."
+        )
+    if found is not None:
+        raise FlowError(
+            f"{caller_place()}: {call} is given {hidden_module(value, found)}. It would be called in the driver's "
+            f"object, without setup and settings. Pass the module itself as an argument, alone or in a list, tuple or "
+            f"dict (as a value); inside the step call its steps."
         )

@@ -6,9 +6,10 @@ its inputs and these; one that declares none may return anything, so nothing bel
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 from chatlearn.flow.graph import BATCH, Graph, Node
 
@@ -48,6 +49,12 @@ UNKNOWN_DATA = Known(beyond=Beyond.DATA)
 """Samples of a data set whose keys nobody has listed."""
 
 _UNDECLARED = Known(beyond=Beyond.ANYTHING)
+
+
+def reads_of(module: Any, function: Callable[..., Any]) -> frozenset[str]:
+    """The keys that a step (``function``, of ``module``) declares to need: its own, else those of the class."""
+    own = getattr(function, "_chatlearn_reads", None)
+    return module.reads if own is None else own
 
 
 def yields(graph: Graph, raw: frozenset[str] | Known | None = None) -> Known:

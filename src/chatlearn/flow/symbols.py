@@ -50,6 +50,9 @@ class _StandIn:
 
     chatlearn_origin: str
 
+    __array_priority__ = 1000.0
+    """numpy's arrays and scalars on the left leave their operators to the stand-in."""
+
     def _describe(self) -> str:
         return self.chatlearn_origin
 
@@ -65,6 +68,15 @@ class _StandIn:
     def __iter__(self) -> Iterator[Any]:
         self._refuse("iterates over the contents")
         yield  # a generator: Python replaces a TypeError of iter(), such as ours, with its own inside of `{**out}`
+
+    def __next__(self) -> NoReturn:
+        self._refuse("iterates over the contents")
+
+    def __enter__(self) -> NoReturn:
+        self._refuse("asks for the context (a `with`)")
+
+    def __exit__(self, *error: object) -> None:
+        """Never called; Python looks for it before it enters."""
 
     def __contains__(self, item: object) -> bool:
         self._refuse(f"asks whether {item!r} is part")
@@ -154,6 +166,12 @@ class Symbol(_StandIn):
     def __init__(self, recorder: Recorder, index: int, origin: str) -> None:
         self.__dict__.update(chatlearn_recorder=recorder, chatlearn_index=index, chatlearn_origin=origin)
 
+    def __call__(self, *args: object, **kwargs: object) -> NoReturn:
+        raise FlowError(
+            f"{caller_place()}: the flow calls {self._describe()} like a function. It is a batch: pass it to a step, "
+            f"as in `policy.forward_step(batch)`."
+        )
+
     def __ior__(self, other: object) -> NoReturn:
         self._refuse("changes the contents (|=)")
 
@@ -181,6 +199,9 @@ class Poisoned(_StandIn):
 
     def __call__(self, *args: object, **kwargs: object) -> Poisoned:
         return self.chatlearn_read("(…)")
+
+    def __hash__(self) -> int:
+        self._refuse("asks for the hash (a key of a dict, or a member of a set)")
 
     def chatlearn_read(self, what: str) -> Poisoned:
         return Poisoned(f"{self.chatlearn_origin}{what}", self.chatlearn_where)

@@ -17,16 +17,18 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from chatlearn.errors import DataError, MissingStepError, ModuleError
+from chatlearn.errors import MissingStepError, ModuleError
+from chatlearn.flow.hidden import check_constructor
 from chatlearn.flow.signature import step_signature
 from chatlearn.flow.trace import is_symbolic, record
 from chatlearn.guards import is_instance
+from chatlearn.modules.context import ModuleContext, snapshot
 from chatlearn.modules.marks import step
 from chatlearn.modules.noise import uniforms
-from chatlearn.modules.settings import Settings
+from chatlearn.modules.padding import check_declared, declared_rule
 from chatlearn.types import Batch, SampleIds
 
 if TYPE_CHECKING:
@@ -58,36 +60,6 @@ class Description:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     name: str
-
-
-@dataclass
-class ModuleContext:
-    """What a replica knows of its run; the public attributes of :class:`BaseModule` read from here."""
-
-    model_args: Any = field(default_factory=Settings)
-    module_args: Any = None
-    runtime_args: Any = None
-    replica_id: int = 0
-    rank: int = 0
-    world_size: int = 1
-    device: Any = None
-    seed: int = 0
-    ids: SampleIds = field(default_factory=lambda: SampleIds((), ()))
-    call_seeds: dict[int, int] = field(default_factory=dict[int, int])
-    generators: dict[int, torch.Generator] = field(default_factory=dict[int, "torch.Generator"])
-    shared: dict[str, Any] = field(default_factory=dict[str, Any])
-    padding: dict[str, Padding] = field(default_factory=dict[str, "Padding"])
-    puts: list[tuple[str, Any]] = field(default_factory=list[tuple[str, Any]])
-    metrics: list[tuple[str, float | torch.Tensor, str]] = field(
-        default_factory=list[tuple[str, "float | torch.Tensor", str]]
-    )
-    checkpoint_path: Any = None
-
-    def enter(self, seed: int) -> None:
-        """Begins a user's function on this thread; a data set may be read on one while a step runs on another."""
-        thread = threading.get_ident()
-        self.call_seeds[thread] = seed
-        self.generators.pop(thread, None)
 
 
 class BaseModule:
@@ -125,12 +97,10 @@ class BaseModule:
 
     def __new__(cls, *args: Any, **kwargs: Any) -> BaseModule:
         module = super().__new__(cls)
-        state = module.__dict__
-        state["_construction"] = (args, kwargs)
-        state["_context"] = ModuleContext()
-        state["_owned"] = False
+        check_constructor(cls, args, kwargs)
+        module.__dict__.update(_construction=(args, kwargs), _context=ModuleContext(), _owned=False)
         if (name := _name_of(cls, args, kwargs)) is not None:
-            state["_name"] = name
+            module.__dict__["_name"] = name
         return module
 
     def __init__(self, name: str) -> None:
@@ -138,6 +108,8 @@ class BaseModule:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if not is_instance(rules := inspect.getattr_static(cls, "padding"), property):
+            check_declared(cls.__name__, rules)
         cls._step_functions = _find_steps(cls)
         for name, function in cls._step_functions.items():
             if not _records_as(getattr(cls, name), name):
@@ -150,6 +122,8 @@ class BaseModule:
                 f"would never see it: pass the value to the constructor, put it under `models.{self.name}.args`, or "
                 "set it in setup()."
             )
+        if name == "padding":
+            check_declared(self.name, value)
         object.__setattr__(self, name, value)
 
     def __getattr__(self, name: str) -> Any:
@@ -230,9 +204,9 @@ class BaseModule:
 
         Returns:
             ``[len(ids), n]`` float32 in the open interval (0, 1), on the CPU; keyed by run seed, phase, module, step
-            and occurrence too.
+            and occurrence too, outside of steps by the function's place in the run (module, hook, episode).
         """
-        return uniforms(self._context.seed, ids, n)
+        return uniforms(self._context.noise_seed, ids, n)
 
     @property
     def generator(self) -> torch.Generator:
@@ -253,14 +227,21 @@ class BaseModule:
 
         Args:
             key: one name space for all modules.
-            value: anything that a batch may hold, or a number, a string, a dict or list of these.
+            value: anything that a batch may hold, or a number, a string, a dict or list of these. It is copied, so
+                what the caller does to it afterwards changes nothing.
 
         Raises:
-            ModuleError: the key is no string.
+            ModuleError: the key is no string, or the value can't be copied.
         """
         if not is_instance(key, str):
             raise ModuleError(f"{self.name}.put: the key is a string, got {key!r}.")
-        self._context.puts.append((key, value))
+        try:
+            self._context.puts.append((key, snapshot(value)))
+        except Exception as error:
+            raise ModuleError(
+                f"{self.name}.put({key!r}, …): {type(value).__name__} can't be copied ({error}). Put tensors, arrays, "
+                f"numbers, strings, and dicts and lists of these."
+            ) from error
 
     def get(self, key: str, default: Any = None) -> Any:
         """What some module has :meth:`put` before this episode; ``default`` where none has."""
@@ -277,13 +258,10 @@ class BaseModule:
 
         Raises:
             DataError: an unknown side, or a value that is no number.
+            ModuleError: the key is no string, or ``setup`` is over.
         """
-        from chatlearn.data.padding import Padding
-
-        try:
-            self._context.padding[key] = Padding(padding_value, padding_type)
-        except DataError as error:
-            raise DataError(f"{self.name}.add_padding_config({key!r}, …): {error}") from None
+        late = self._context.num_entered > 1
+        self._context.padding[key] = declared_rule(self.name, key, padding_value, padding_type, is_late=late)
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         """Sum of ``x`` over the ranks of the replica; every loss normaliser uses it. One rank: ``x`` itself."""
@@ -295,7 +273,9 @@ class BaseModule:
         Args:
             name: metric name.
             value: a number or a 0-d tensor (read at the end of the step).
-            reduction: ``mean`` (weighted by the samples of each call), ``sum``, ``max`` or ``min``.
+            reduction: ``mean`` (weighted by samples), ``sum``, ``max`` or ``min``. Several values of one name in one
+                call share its samples: if there is one for each micro-batch of a ``train_step``, each stands for its
+                micro-batch, else for an equal part.
 
         Raises:
             ModuleError: unknown reduction, or a value that is no number.
@@ -308,6 +288,13 @@ class BaseModule:
             size = getattr(value, "shape", None)
             shape = "" if size is None else f" {list(size)}"
             raise ModuleError(f"{self.name}.log({name!r}): a metric is one number, got {type(value).__name__}{shape}.")
+        if isinstance(value, numbers.Real):
+            try:
+                value = float(value)
+            except OverflowError:
+                raise ModuleError(
+                    f"{self.name}.log({name!r}): the number is too large for a float. Log its logarithm instead."
+                ) from None
         self._context.metrics.append((name, value, reduction))
 
     def stateful_attributes(self) -> dict[str, Any]:

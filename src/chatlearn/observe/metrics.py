@@ -3,27 +3,57 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from chatlearn.errors import ModuleError
 
-Logged = tuple[str, float, str, int]
-"""(name, value, reduction, number of samples of the call)"""
+Logged = tuple[str, float, str, float]
+"""(name, value, reduction, number of samples that the value stands for)"""
 
-Values = Sequence[tuple[float, int]]
-"""(value, number of samples) of each call, in order"""
+Values = Sequence[tuple[float, float]]
+"""(value, number of samples that it stands for), in order"""
+
+OWN_KEYS = frozenset({"episode", "num_samples", "global_batches", "weight_version", "non_finite"})
+"""Keys of a row that are no metrics of anybody; ``time/…_seconds`` and ``time/samples_per_second`` are others."""
+
+
+def is_own_key(name: str) -> bool:
+    """Whether the run itself writes this key of a row."""
+    return name in OWN_KEYS or (name.startswith("time/") and name.endswith(("_seconds", "/samples_per_second")))
+
+
+def as_number(value: Any) -> float | None:
+    """A number of Python, numpy or torch (also as an array or tensor without dimensions) as Python has it.
+
+    Returns:
+        An ``int`` or a ``float``; ``None`` for what is no real number, or too large for a float.
+    """
+    if not isinstance(value, numbers.Real) and getattr(value, "ndim", None) == 0:
+        try:
+            value = value.item()
+        except (AttributeError, RuntimeError, TypeError, ValueError):  # a tensor of the device "meta" holds nothing
+            return None
+    if not isinstance(value, numbers.Real):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return int(value) if isinstance(value, numbers.Integral) else number
 
 
 class MetricBuffer:
     """Collects logged values and reduces them by name, in the order in which they came.
 
     A NaN makes the reduced value NaN, whichever the reduction: something went wrong, and a mean or a maximum of the
-    rest would hide it. A call without samples has no weight in a mean, NaN or not; a mean over no samples at all is
-    left out.
+    rest would hide it. What stands for no samples has no weight in a mean, NaN or not; a mean over no samples at all
+    is left out.
     """
 
     def __init__(self) -> None:
-        self._values: dict[str, tuple[str, list[tuple[float, int]]]] = {}
+        self._values: dict[str, tuple[str, list[tuple[float, float]]]] = {}
 
     def add(self, logged: Iterable[Logged], prefix: str = "") -> None:
         """Takes what one call logged.

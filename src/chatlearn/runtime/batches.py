@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
@@ -10,16 +11,22 @@ import numpy as np
 import torch
 
 from chatlearn.errors import DataError, StepError
-from chatlearn.guards import is_dict
+from chatlearn.guards import is_dict, is_instance
 from chatlearn.types import Batch, Column, num_rows
 
 Returned: TypeAlias = "Column | tuple[Any, ...] | float | str"
 """What a step may have returned, and put under a key of it: some makes a batch, the rest is refused."""
 
+_ALIGNMENT = 64
+"""Bytes; that of torch's own memory."""
+
+_MAX_KNOWN = 1024
+"""Returned tensors that are remembered at least, before those that nobody holds are forgotten."""
+
 
 def normalise(batch: Mapping[Any, Returned], rows: int | None = None, path: str = "") -> Batch:
-    """Brings a batch into the form that travels: tensors detached, contiguous and outside of inference mode; arrays
-    contiguous.
+    """Brings a batch into the form that travels: tensors detached, contiguous, aligned to 64 bytes (on which the bits
+    of a matrix product depend), without conjugate or negative bit, and outside of inference mode; arrays contiguous.
 
     Args:
         batch: what a step or a collation returned.
@@ -68,15 +75,45 @@ def _normal_tensor(tensor: torch.Tensor, name: str) -> torch.Tensor:
         raise DataError(
             f"{name!r} is a tensor of layout {tensor.layout}; only dense ones travel. Return {name}.to_dense()."
         )
+    if tensor.is_conj() or tensor.is_neg():
+        tensor = tensor.resolve_conj().resolve_neg()
     tensor = tensor.detach().contiguous()
-    return tensor.clone() if tensor.is_inference() else tensor
+    return tensor.clone() if tensor.is_inference() or tensor.data_ptr() % _ALIGNMENT else tensor
+
+
+class ReturnedTensors:
+    """The tensors that a replica has returned and that somebody still holds, to notice a buffer that is filled anew."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[weakref.ref[torch.Tensor], int]] = {}
+        self._limit = _MAX_KNOWN
+
+    def overwritten(self, batch: Batch) -> str | None:
+        """Takes a normalised batch that is about to be returned.
+
+        Returns:
+            The key of a tensor whose memory was returned before and has been written to since then, while the earlier
+            tensor is still held; ``None`` if there is none. Writes through ``.data`` and ``.numpy()`` stay unseen.
+        """
+        for key, tensor in tensors_of(batch):
+            address = tensor.data_ptr()
+            if address in self._known:
+                held, version = self._known[address]
+                if (earlier := held()) is not None and earlier._version != version:
+                    return key
+            elif len(self._known) >= self._limit:
+                self._known = {place: known for place, known in self._known.items() if known[0]() is not None}
+                self._limit = max(_MAX_KNOWN, 2 * len(self._known))
+            if address:  # a tensor without elements has none
+                self._known[address] = weakref.ref(tensor), tensor._version
+        return None
 
 
 def own(data: Batch | list[Batch], copied: bool) -> Batch | list[Batch]:
-    """A step's own dicts and lists around shared tensors, arrays as read-only views; ``copied``: all is its own.
+    """A step's own dicts and lists around shared memory: tensors as aliases (``requires_grad_()`` and ``.grad`` stay
+    with the step, writes are seen by all), arrays as read-only views; ``copied``: all is its own.
 
-    What stands in a list for one sample is shared, whatever it is: walking over all entries of all lists in every
-    call would cost more than the step of a small model.
+    Objects of other kinds that stand in a list for one sample are shared.
     """
     if copied:
         return copy.deepcopy(data)
@@ -88,11 +125,19 @@ def _own_batch(batch: Batch) -> Batch:
 
 
 def _own_value(value: Column) -> Column:
+    if isinstance(value, torch.Tensor):
+        return value.detach()
     if isinstance(value, dict):
         return _own_batch(value)
     if isinstance(value, list):
-        return [_read_only(entry) if isinstance(entry, np.ndarray) else entry for entry in value]
+        return [_own_entry(entry) for entry in value]
     return _read_only(value) if isinstance(value, np.ndarray) else value
+
+
+def _own_entry(entry: Any) -> Any:
+    if is_instance(entry, torch.Tensor):
+        return entry.detach()
+    return _read_only(entry) if isinstance(entry, np.ndarray) else entry
 
 
 def _read_only(array: Any) -> np.ndarray:

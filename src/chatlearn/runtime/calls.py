@@ -69,6 +69,7 @@ class StepCall:
         micro_batch_size: set in a training flow: the step works on a list of micro-batches.
         place: words for errors, such as ``episode 3, batch 17``.
         origin: of a call from inside another step: which one, and its number there; part of the seed's key.
+        piece: number of the micro-batch that a step gets alone; part of the seed's key of the calls that it makes.
     """
 
     step: str
@@ -82,10 +83,15 @@ class StepCall:
     micro_batch_size: int | None = None
     place: str = ""
     origin: str = ""
+    piece: int = 0
 
 
-Metrics = list[tuple[str, float, str, int]]
-"""What a call logged: (name, value, reduction, number of samples)."""
+Metrics = list[tuple[str, float, str, float]]
+"""What a call logged: (name, value, reduction, number of samples that the value stands for)."""
+
+Span = tuple[str, str, float, float, float, int, str]
+"""A call from inside another step: (replica, step, asked, start, end, number of rows, caller); times are seconds of
+``time.perf_counter()``."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,7 @@ class Report:
         source_rows: of a step that expands or filters: the input row that each row of the output comes from.
         start: ``time.perf_counter()`` when it began, in seconds.
         end: when it ended.
+        spans: of the calls that it made to modules that it was given, and of theirs.
     """
 
     metrics: Metrics
@@ -105,3 +112,4 @@ class Report:
     source_rows: tuple[int, ...] | None = None
     start: float = field(default=0.0, compare=False)
     end: float = field(default=0.0, compare=False)
+    spans: tuple[Span, ...] = field(default=(), compare=False)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from chatlearn.errors import MissingStepError, StepError
 from chatlearn.guards import kind_of
-from chatlearn.runtime.calls import Report, Rows, StepCall
+from chatlearn.runtime.calls import Report, StepCall
 from chatlearn.types import Batch, SampleIds, num_rows
 
-Ask = Callable[[str, int, "StepCall", Mapping[str, Any]], tuple[Any, "Report"]]
-"""(module, replica, call, inputs) -> output and report; runs a call of another module and waits for it."""
+Ask = Callable[[str, int, StepCall, tuple[Batch, ...]], tuple[Any, Report]]
+"""(module, replica, call, batches) -> output and report; runs a call of another module and waits for it."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,20 @@ class ClientRef:
 class Client:
     """Another module, as a step sees it: ``judge.forward_step(data, rows=[0, 2], greedy=True)``.
 
+    What a step returns that expands or filters has ``source_rows`` (a list of ints) too: for each of its rows the
+    number of the row that it was made of.
+
     Attributes:
         name: of the module.
     """
 
-    def __init__(self, ref: ClientRef, ask: Ask, call: StepCall, place: str, reports: list[Report]) -> None:
+    def __init__(
+        self, ref: ClientRef, ask: Ask, call: StepCall, caller: str, replica: int, reports: list[Report]
+    ) -> None:
         self.name = ref.name
-        self._ref, self._ask, self._call, self._place, self._reports = ref, ask, call, place, reports
+        self._ref, self._ask, self._call, self._reports = ref, ask, call, reports
+        self._place = f"{caller}[{replica}].{call.step}"
+        self._origin = f"{call.origin}/{caller}.{call.step}"  # without the replica: noise is the same on any number
 
     def __getattr__(self, step: str) -> Callable[..., Batch]:
         if step.startswith("_"):
@@ -55,10 +63,8 @@ class Client:
         return run
 
     def _run(self, step: str, data: Sequence[Batch], rows: Sequence[int] | None, constants: dict[str, Any]) -> Batch:
-        names = self._ref.steps[step]
-        if not data or (len(names) > 1 and len(data) != len(names)):
-            raise StepError(f"{self._place}: {self.name}.{step} takes {', '.join(names)}, got {len(data)} batches.")
-        groups = [tuple(data)] if len(names) == 1 else [(batch,) for batch in data]
+        if not data:
+            raise StepError(f"{self._place}: {self.name}.{step} is asked without data. Pass it a batch.")
         call = replace(
             self._call,
             step=step,
@@ -66,13 +72,15 @@ class Client:
             ids=self._ids(num_rows(data[0]), rows),
             used=True,
             micro_batch_size=None,
-            origin=f"{self._call.origin}/{self._place}/{len(self._reports)}",
+            origin=f"{self._origin}/{len(self._reports)}",
             place=f"{self._call.place}, called by {self._place}",
         )
-        inputs = {name: ((Rows(group),),) for name, group in zip(names, groups, strict=True)}
-        output, report = self._ask(self.name, call.index % self._ref.num_replica, call, inputs)
-        self._reports.append(report)
-        return output
+        replica, asked = call.index % self._ref.num_replica, time.perf_counter()
+        output, report = self._ask(self.name, replica, call, tuple(data))
+        track, label = f"{self.name}[{replica}]", f"{self.name}.{step}"
+        span = (track, label, asked, report.start, report.end, len(call.ids), self._place)
+        self._reports.append(replace(report, spans=(span, *report.spans)))
+        return output if report.source_rows is None else {**output, "source_rows": list(report.source_rows)}
 
     def _ids(self, count: int, rows: Sequence[int] | None) -> SampleIds:
         """Whose rows they are: those that the caller names, or all of its own; else nobody's in particular."""
@@ -96,3 +104,15 @@ def with_clients(value: Any, replaced: Callable[[Any], Any], kind: type) -> Any:
     if container is tuple:
         return tuple([with_clients(part, replaced, kind) for part in value])
     return value
+
+
+def refs_in(value: Any) -> Iterator[ClientRef]:
+    """The modules among the constants of a call, by the same rules as :func:`with_clients`."""
+    if isinstance(value, ClientRef):
+        yield value
+    elif (container := kind_of(value)) is dict:
+        for part in value.values():
+            yield from refs_in(part)
+    elif container is list or container is tuple:
+        for part in value:
+            yield from refs_in(part)

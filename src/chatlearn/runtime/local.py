@@ -11,17 +11,20 @@ import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from chatlearn.errors import WorkerError
 from chatlearn.modules.base import Description
 from chatlearn.runtime.base import Future, Handle
 from chatlearn.runtime.calls import ReplicaSettings, Report, StepCall
+from chatlearn.runtime.clients import refs_in
 from chatlearn.runtime.futures import Done, Part, Pending, resolved
 from chatlearn.runtime.seeding import preserved_globals
-from chatlearn.runtime.threads import Threads
-from chatlearn.runtime.wire import decode, encode
+from chatlearn.runtime.threads import Threads, Turn
+from chatlearn.runtime.wire import carried
 from chatlearn.runtime.worker import Worker
+from chatlearn.types import Batch
 
 _AT_ONCE = frozenset({"fetch", "lengths", "build_dataset"})
 """Methods that take no part in the order of a replica's calls: data sets are read by the driver's thread."""
@@ -43,6 +46,7 @@ class LocalCluster:
         self._num_threads = threads
         self._threads: Threads | None = None
         self._workers: dict[Handle, Worker] = {}
+        self._turns: dict[Handle, Turn] = {}
 
     def start(self) -> None:
         """Makes the threads, if there are any; the process is there."""
@@ -55,7 +59,9 @@ class LocalCluster:
         overlaps = self._num_threads > 1 and description.module_class.thread_safe
         settings = replace(settings, seeds_globals=not overlaps)
         worker = self._workers[handle] = Worker(*self._carried((description, replica, settings)))
-        worker.ask = self._ask
+        worker.ask = partial(self._ask, handle)
+        if self._threads is not None:
+            worker.turn = self._turns[handle] = self._threads.turn()
         return handle
 
     def call(self, handle: Handle, method: str, *args: Any) -> Future:
@@ -71,8 +77,18 @@ class LocalCluster:
             return self._carried(getattr(worker, method)(*self._carried(arguments)))
 
         pooled = method in _STEPS and not worker.settings.seeds_globals
-        order = None if method == "gather" else handle  # joining rows holds no replica up
-        return self._threads.submit(order, pooled, run, args)
+        trains = method == "run" and args[0].phase == "train"
+        return self._threads.submit(self._orders(handle, method, args), pooled, run, args, ahead=trains)
+
+    def _orders(self, handle: Handle, method: str, args: tuple[Any, ...]) -> tuple[Handle, ...]:
+        """The replicas in whose order a call stands: its own, and those of the stateful modules that its step is given
+        to ask. Joining rows holds no replica up.
+        """
+        if method == "gather":
+            return ()
+        constants: Mapping[str, Any] = args[0].constants if method == "run" else {}
+        asked = dict.fromkeys(Handle(ref.name, 0) for ref in refs_in(constants))  # stateful: it has one replica
+        return (handle, *(other for other in asked if self._worker(other).module.stateful))
 
     def call_pair(self, handle: Handle, method: str, *args: Any) -> tuple[Future, Future]:
         """As :meth:`call`; a future for each of the two values that it returns."""
@@ -82,19 +98,24 @@ class LocalCluster:
         first, second = future.result()
         return Done(first), Done(second)
 
-    def _ask(self, module: str, replica: int, call: StepCall, inputs: Mapping[str, Any]) -> tuple[Any, Report]:
+    def _ask(
+        self, asker: Handle, module: str, replica: int, call: StepCall, data: tuple[Batch, ...]
+    ) -> tuple[Any, Report]:
         """A call from inside a step of another module, which waits for it. What is not thread-safe runs on the
         driver's thread, before anything else there, and the generators of the caller are given back to it.
         """
-        worker = self._worker(Handle(module, replica))
+        asked = Handle(module, replica)
+        worker = self._worker(asked)
 
         def run() -> tuple[Any, Report]:
             with preserved_globals() if worker.settings.seeds_globals else nullcontext():
-                return self._carried(worker.run(*self._carried((call, inputs))))
+                return self._carried(worker.answer(*self._carried((call, data))))
 
-        if self._threads is None or not worker.settings.seeds_globals:
+        if self._threads is None:
             return run()
-        return self._threads.run_on_driver(run)
+        turn = self._turns[asker]
+        with self._threads.asking(turn, self._turns[asked]):
+            return self._threads.run_on_driver(run, turn) if worker.settings.seeds_globals else run()
 
     def control(self, handle: Handle, method: str, *args: Any) -> Any:
         """Runs the call now."""
@@ -124,6 +145,7 @@ class LocalCluster:
     def kill(self, handle: Handle) -> None:
         """Forgets a replica."""
         self._workers.pop(handle, None)
+        self._turns.pop(handle, None)
 
     def shutdown(self) -> None:
         """Waits for the steps that run, drops those that don't yet, and forgets all replicas."""
@@ -131,6 +153,7 @@ class LocalCluster:
             self._threads.stop()
             self._threads = None
         self._workers.clear()
+        self._turns.clear()
 
     def _worker(self, handle: Handle) -> Worker:
         if handle not in self._workers:
@@ -138,4 +161,4 @@ class LocalCluster:
         return self._workers[handle]
 
     def _carried(self, value: Any) -> Any:
-        return decode(encode(value)) if self._isolate else value
+        return carried(value) if self._isolate else value

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import bdb
 import copy
-import itertools
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,11 +23,13 @@ from chatlearn.data.collate import merge, select, split
 from chatlearn.data.padding import Padding
 from chatlearn.data.prompts import fetch_from, lengths_of, open_dataset
 from chatlearn.errors import ChatLearnError, DataError, ModuleError, StepError, WorkerError
+from chatlearn.flow.contracts import reads_of
 from chatlearn.flow.signature import step_signature
 from chatlearn.guards import is_list, kind_of
 from chatlearn.modules.base import BaseModule, Description, ModuleContext, merge_batches, step_functions
 from chatlearn.modules.settings import Settings
-from chatlearn.runtime.batches import Returned, normalise, own, taken_source_rows, tensors_of
+from chatlearn.runtime.arguments import copied_arguments
+from chatlearn.runtime.batches import Returned, ReturnedTensors, normalise, own, taken_source_rows, tensors_of
 from chatlearn.runtime.calls import STEP_PHASES, Metrics, ReplicaSettings, Report, Rows, StepCall, StepData, Value
 from chatlearn.runtime.clients import Ask, Client, ClientRef, with_clients
 from chatlearn.runtime.seeding import derive_seed, seed_everything
@@ -33,28 +37,31 @@ from chatlearn.types import Batch, SampleIds
 
 
 class Worker:
-    """One rank of a replica."""
+    """One rank of a replica. Constructor arguments and sections of the configuration are copied, so that what a module
+    does to its own reaches nobody else.
+    """
 
     def __init__(self, description: Description, replica: int, settings: ReplicaSettings) -> None:
         self.name = description.name
         self.replica = replica
         self.settings = settings
-        args, kwargs = copy.deepcopy((description.args, description.kwargs))
+        args, kwargs = copied_arguments(description)
         seed_everything(derive_seed(settings.seed, self.name, "construct"))
         self.module = description.module_class(*args, **kwargs)
         self._steps = step_functions(self.module)
-        model_args = settings.model_args
+        model_args = copy.deepcopy(settings.model_args)
         self._context = ModuleContext(
             model_args=Settings(model_args) if kind_of(model_args) is dict else model_args,
-            module_args=settings.module_args,
-            runtime_args=settings.runtime_args,
+            module_args=copy.deepcopy(settings.module_args),
+            runtime_args=copy.deepcopy(settings.runtime_args),
             replica_id=replica,
         )
         self.module.__dict__["_context"] = self._context
         self._datasets: dict[str, Any] = {}
         self._padding: Mapping[str, Padding] = {}
-        self._one_at_a_time = threading.RLock()
-        self._client_reports: list[Report] = []
+        self.turn: AbstractContextManager[Any] = threading.RLock()
+        self._client_reports: list[list[Report]] = []
+        self._returned = ReturnedTensors()
         self.ask: Ask = _nobody
 
     def __str__(self) -> str:
@@ -133,8 +140,9 @@ class Worker:
             raise DataError(text).with_traceback(error.__traceback__) from error.__cause__
 
     def _numbered(self, picks: Sequence[tuple[str, int]]) -> tuple[list[Any], list[tuple[int, int]]]:
-        """The data sets that are picked from, and the picks with numbers for their keys."""
-        numbers = {key: number for number, key in enumerate(dict.fromkeys(key for key, _ in picks))}
+        """The data sets of one purpose, and the picks with numbers for their keys."""
+        purpose = picks[0][0].split("-")[0]
+        numbers = {key: n for n, key in enumerate(key for key in self._datasets if key.split("-")[0] == purpose)}
         return [self._datasets[key] for key in numbers], [(numbers[key], index) for key, index in picks]
 
     def run(
@@ -151,18 +159,34 @@ class Worker:
                 another number of rows.
             DataError: the inputs can't be gathered.
         """
-        with self._one_at_a_time:
+        with self.turn:
             return self._run_step(call, inputs)
+
+    def answer(self, call: StepCall, data: tuple[Batch, ...]) -> tuple[Any, Report]:
+        """Runs a step for a step of another module; batches for its data parameters in their order, or merged into one
+        dict where there is one parameter. Returns and raises what :meth:`run` does, and a StepError for another number
+        of batches than it takes.
+        """
+        signature = step_signature(self._steps[call.step])
+        if signature.merges:
+            return self.run(call, {signature.data[0]: ((Rows(data),),)})
+        extra = len(data) - len(signature.data)
+        if extra < 0 or (extra > 0 and not signature.variadic):
+            takes = ", ".join([*signature.data, *(["further ones"] if signature.variadic else [])]) or "no data"
+            raise StepError(f"{self.name}.{call.step} takes {takes}, got {len(data)} batches ({call.place}).")
+        names = [*signature.data, *(f"*{i}" for i in range(extra))]
+        return self.run(call, {name: ((Rows((batch,)),),) for name, batch in zip(names, data, strict=True)})
 
     def _run_step(self, call: StepCall, inputs: Mapping[str, Sequence[Value]]) -> tuple[Any, Report]:
         start = time.perf_counter()
+        self._client_reports = []
         function = self._steps[call.step]
         signature = step_signature(function)
         key = (call.step, call.occurrence, call.origin) if call.origin else (call.step, call.occurrence)
         seed = derive_seed(self.settings.seed, call.phase, self.name, *key)
-        self._enter(call.phase, *key, call.index)
+        self._enter(call.phase, *key, call.index, *([call.piece] if call.piece else []), noise_seed=seed)
         context = self._context
-        context.seed, context.ids, context.metrics = seed, call.ids, []
+        context.ids, context.metrics = call.ids, []
         try:
             data = {name: _gather(values, call.micro_batch_size, self._padding) for name, values in inputs.items()}
         except DataError as error:
@@ -173,19 +197,19 @@ class Worker:
         parameters = signature.run_parameters(self._run_parameters(call))
         output = self._step(call, function, {**data, **self._constants(call), **parameters}, data)
         if call.step == "train_step":
-            return None, self._report(self._take_metrics(len(call.ids)), start)
+            return None, self._report(self._take_metrics(len(call.ids), call.micro_batch_size), start)
         output, rows = taken_source_rows(output, function, len(call.ids), f"{self}.{call.step} ({call.place})")
         output = self._checked(call, output, len(call.ids if rows is None else rows))
         return output, self._report(self._take_metrics(len(call.ids)), start, rows)
 
     def _constants(self, call: StepCall) -> Mapping[str, Any]:
         """The constants of a call, with modules among them as clients."""
-        place = f"{self}.{call.step}"
+        reports: list[Report] = []  # their number is that of the next question
+        self._client_reports.append(reports)
 
         def client(ref: ClientRef) -> Client:
-            return Client(ref, self.ask, call, place, self._client_reports)
+            return Client(ref, self.ask, call, self.name, self.replica, reports)
 
-        self._client_reports = []
         return with_clients(call.constants, client, ClientRef)
 
     def gather(self, value: tuple[Rows, ...]) -> Batch:
@@ -201,17 +225,17 @@ class Worker:
         parameters = step_signature(function).run_parameters(values)
         outputs: list[Any] = []
         metrics: Metrics = []
-        constants = self._constants(call)
-        for start, ids in zip(itertools.count(), _split_ids(call.ids, call.micro_batch_size), strict=False):
+        for number, ids in enumerate(_split_ids(call.ids, call.micro_batch_size)):
             self._context.ids = ids
-            piece = {name: micro_batches[start] for name, micro_batches in data.items()}
+            piece = {name: micro_batches[number] for name, micro_batches in data.items()}
+            constants = self._constants(replace(call, ids=ids, piece=number))
             output = self._step(call, function, {**piece, **constants, **parameters}, piece)
             outputs.append(self._checked(call, output, len(ids)))
             metrics += self._take_metrics(len(ids))
         return None if outputs and outputs[0] is None else outputs, metrics
 
     def _step(self, call: StepCall, function: Callable[..., Any], arguments: dict[str, Any], data: StepData) -> Any:
-        self._check_reads(call, data)
+        self._check_reads(call, reads_of(self.module, function), data)
         mutates = self.module.mutates_inputs
         given = {name: own(value, mutates) for name, value in data.items()}
         tensors = [] if mutates else [pair for value in given.values() for pair in tensors_of(value)]
@@ -230,10 +254,12 @@ class Worker:
             )
         return result
 
-    def _check_reads(self, call: StepCall, data: StepData) -> None:
-        first: Batch | list[Batch] = next(iter(data.values())) if data else {}
-        keys: Batch = (first[0] if first else {}) if isinstance(first, list) else first
-        if missing := sorted(self.module.reads - set(keys)):
+    def _check_reads(self, call: StepCall, reads: frozenset[str], data: StepData) -> None:
+        if not reads:
+            return
+        first = [value[:1] if isinstance(value, list) else [value] for value in data.values()]
+        keys = dict.fromkeys(key for batches in first for batch in batches for key in batch)
+        if missing := sorted(reads - keys.keys()):
             raise StepError(
                 f"{self}.{call.step} ({call.place}) needs {', '.join(map(repr, missing))}, but its input has "
                 f"{', '.join(map(repr, keys))}. Call the "
@@ -286,29 +312,58 @@ class Worker:
                 f"tensors, arrays or lists (or nothing)."
             )
         try:
-            return normalise(output, rows)
+            batch = normalise(output, rows)
         except DataError as error:
             raise StepError(f"{place} returns a malformed batch: {error}") from None
+        if (key := self._returned.overwritten(batch)) is not None:
+            raise StepError(
+                f"{place} returns {key!r} in memory that an earlier call returned and that was written to since then, "
+                f"so the earlier batch, which is still to be read, has changed too. Return a tensor of its own: "
+                f"{key}.clone()."
+            )
+        return batch
 
-    def _take_metrics(self, rows: int) -> Metrics:
-        metrics, self._context.metrics = self._context.metrics, []
-        return [(f"{self.name}/{name}", float(value), reduction, rows) for name, value, reduction in metrics]
+    def _take_metrics(self, rows: int, micro_batch_size: int | None = None) -> Metrics:
+        """What was logged since the last time, each value with the samples that it stands for. Several values of one
+        name share the rows of their call: one for each micro-batch of a ``train_step`` stands for that micro-batch,
+        else each stands for an equal part.
+        """
+        logged, self._context.metrics = self._context.metrics, []
+        metrics = [(f"{self.name}/{name}", _number(self.name, name, value), kind) for name, value, kind in logged]
+        counts = Counter(name for name, _, _ in metrics)
+        if len(counts) == len(metrics):
+            return [(*metric, rows) for metric in metrics]
+        sizes = [len(ids) for ids in _split_ids(self._context.ids, micro_batch_size)] if micro_batch_size else []
+        shares = {
+            name: iter(sizes if count == len(sizes) else [rows / count] * count) for name, count in counts.items()
+        }
+        return [(name, value, reduction, next(shares[name])) for name, value, reduction in metrics]
 
     def _report(self, metrics: Metrics, start: float, rows: tuple[int, ...] | None = None) -> Report:
         puts, self._context.puts = tuple(self._context.puts), []
-        for report in self._client_reports:
+        reports = [report for reports in self._client_reports for report in reports]
+        self._client_reports = []
+        for report in reports:
             metrics, puts = [*metrics, *report.metrics], (*puts, *report.puts)
-        return Report(metrics, puts, rows, start, time.perf_counter())
+        spans = tuple(span for report in reports for span in report.spans)
+        return Report(metrics, puts, rows, start, time.perf_counter(), spans)
 
-    def _enter(self, *place: Any) -> None:
+    def _enter(self, *place: Any, noise_seed: int | None = None) -> None:
         seed = derive_seed(self.settings.seed, self.name, *place)
         if place[0] not in STEP_PHASES or self.settings.seeds_globals:
             seed_everything(seed)
-        self._context.enter(seed)
+        self._context.enter(seed, noise_seed)
 
 
-def _nobody(module: str, replica: int, call: StepCall, inputs: Mapping[str, Any]) -> tuple[Any, Report]:
+def _nobody(module: str, replica: int, call: StepCall, data: tuple[Batch, ...]) -> tuple[Any, Report]:
     raise WorkerError(f"{module} can't be reached from here.")
+
+
+def _number(module: str, name: str, value: Any) -> float:
+    try:
+        return float(value.detach() if isinstance(value, torch.Tensor) else value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ModuleError(f"{module}.log({name!r}): {type(value).__name__} is no real number: {error}.") from None
 
 
 def _gather(values: Sequence[Value], micro_batch_size: int | None, padding: Mapping[str, Padding]) -> Any:

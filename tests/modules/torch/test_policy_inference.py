@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,8 @@ from tiny_models import (
     rows_of,
 )
 
+import chatlearn
+from chatlearn import BaseModule, DataError, Engine, Environment
 from chatlearn.data.collate import Samples
 from chatlearn.modules.torch import PolicyInference
 
@@ -189,3 +192,53 @@ def test_raw_prompts_are_tokenized_on_the_way(llama: str) -> None:
     assert ours.keys() == theirs.keys()
     assert torch.equal(ours["tokens"], theirs["tokens"])
     assert torch.equal(ours["logprobs"], theirs["logprobs"])
+
+
+class Passing(BaseModule):
+    """Hands on what it gets, and keeps it."""
+
+    def forward_step(self, data: Any) -> Any:
+        SEEN.setdefault(self.name, []).append(data)
+        return data
+
+
+SEEN: dict[str, list[Any]] = {}
+
+
+def test_conversations_may_come_from_another_modules_data_set(llama: str, tmp_path: Path) -> None:
+    """The policy renders and tokenizes them: a run over them samples what a run over the rendered texts does."""
+    tokenizer = plain_tokenizer(llama)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}a{% endif %}"
+    )
+    plain_model(llama).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    found: list[Any] = []
+    for prompts in ([{"messages": [{"role": "user", "content": "hi"}]}] * 2, ["hia"] * 2):
+        SEEN.clear()
+        args = {"model_path": str(tmp_path / "model"), "max_new_tokens": 6}
+        runtime = {"num_episode": 1, "sample_per_episode": 2, "output_dir": str(tmp_path), "sinks": ["jsonl"]}
+        chatlearn.init({"models": {"first": {}, "policy": {"args": args}, "last": {}}, "runtime": runtime})
+        modules = Passing("first"), PolicyInference("policy"), Passing("last")
+        Engine(Environment(chain(*modules))).set_dataset(prompts).learn()
+        found.append([(data["prompt"], data["tokens"].tolist()) for data in SEEN["last"]])
+    assert list(SEEN["first"][0]) == ["prompt"]
+    assert found[0] == found[1]
+    assert found[0][0][0] == ["hia", "hia"]
+
+
+def chain(*modules: BaseModule) -> Any:
+    """A flow of their forward steps, one after another."""
+
+    def flow(batch: Any) -> Any:
+        for module in modules:
+            batch = module.forward_step(batch)
+        return batch
+
+    return flow
+
+
+def test_a_policy_says_what_it_needs(llama: str) -> None:
+    module = build(PolicyInference, model_path=llama, max_new_tokens=4)
+    with pytest.raises(DataError, match=r"the batch has no prompts: .*'prompt'.*'messages'\. It has 'question'"):
+        call(module, "forward_step", {"question": ["a"]})

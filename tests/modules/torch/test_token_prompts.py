@@ -9,7 +9,7 @@ import torch
 from tiny_models import rows_of
 
 from chatlearn import DataError
-from chatlearn.data.prompts import fetch
+from chatlearn.data.prompts import fetch, fetch_from
 from chatlearn.modules.torch.huggingface import ModelArgs, load_tokenizer
 from chatlearn.modules.torch.prompts import Demonstrations, TokenizedPrompts, tokenize_batch
 
@@ -50,8 +50,10 @@ def test_what_is_no_prompt_is_named(tokenizer: Any, prompt: Any) -> None:
 
 def test_a_prompt_without_tokens_is_named(tokenizer: Any) -> None:
     """A language model has no distribution for a first token without a context."""
-    with pytest.raises(DataError, match=r"no tokens"):
+    with pytest.raises(DataError, match=r"prompt 1: the prompt '' gives no tokens"):
         fetch(TokenizedPrompts(["abc", ""], tokenizer), [0, 1])
+    with pytest.raises(DataError, match=r"prompt 2 of the batch: the prompt '' gives no tokens"):
+        tokenize_batch(tokenizer, {"prompt": ["abc", "d", ""]})
 
 
 def test_demonstrations_end_with_the_end_token(tokenizer: Any) -> None:
@@ -74,8 +76,18 @@ def test_an_empty_demonstration_teaches_to_end(tokenizer: Any) -> None:
 
 
 def test_a_demonstration_needs_a_prompt_of_tokens(tokenizer: Any) -> None:
-    with pytest.raises(DataError, match="no tokens"):
-        fetch(Demonstrations([{"prompt": "", "response": "a"}], tokenizer), [0])
+    pairs = [{"prompt": "a", "response": "a"}, {"prompt": "", "response": "a"}]
+    with pytest.raises(DataError, match="sample number 1: the prompt '' gives no tokens"):
+        fetch(Demonstrations(pairs, tokenizer), [0, 1])
+
+
+def test_a_prompt_that_can_not_be_read_is_named_where_the_data_set_is_built(tokenizer: Any) -> None:
+    class Broken(list[str]):
+        def __getitem__(self, index: Any) -> Any:
+            return super().__getitem__(index) if index < 2 else {}["boom"]
+
+    with pytest.raises(DataError, match=r"prompt 2 can't be read: KeyError: 'boom'"):
+        fetch(TokenizedPrompts(Broken("abc"), tokenizer), [2])[0]
 
 
 @pytest.mark.parametrize("pair", ["abc", {"prompt": "a"}, {"prompt": "a", "response": 3}])
@@ -132,6 +144,44 @@ def test_texts_and_conversations_are_tokenized_each_in_its_way(chat_tokenizer: A
     dataset = TokenizedPrompts(["hi", HELLO], chat_tokenizer)
     assert fetch(dataset, [0])["prompt_tokens"].tolist() == [chat_tokenizer("hi")["input_ids"]]
     assert fetch(dataset, [1])["prompt_tokens"].shape == (1, len(RENDERED))
+
+
+@pytest.mark.parametrize("form", [HELLO, {"messages": HELLO}, {"prompt": HELLO}, {"prompt": None, "messages": HELLO}])
+def test_texts_and_conversations_go_into_one_batch(chat_tokenizer: Any, form: Any) -> None:
+    text = {"prompt": "hi", "messages": None} if isinstance(form, dict) and len(form) == 2 else "hi"
+    batch = fetch(TokenizedPrompts([text, form], chat_tokenizer), [1, 0, 1])
+    assert batch["prompt"] == [RENDERED, "hi", RENDERED]
+    assert batch["messages"] == [HELLO, None, HELLO]
+    plain, rendered = (
+        chat_tokenizer("hi")["input_ids"],
+        chat_tokenizer(RENDERED, add_special_tokens=False)["input_ids"],
+    )
+    rows = [ids[mask.bool()].tolist() for ids, mask in zip(batch["prompt_tokens"], batch["prompt_mask"], strict=True)]
+    assert rows == [rendered, plain, rendered]
+
+
+def test_batches_of_texts_and_of_conversations_have_the_same_columns(chat_tokenizer: Any) -> None:
+    """Also of several data sets; otherwise they could not be merged."""
+    texts, chats = TokenizedPrompts(["hi", "ho"], chat_tokenizer), TokenizedPrompts([HELLO], chat_tokenizer)
+    assert fetch(texts, [0]).keys() == fetch(chats, [0]).keys()
+    assert fetch(texts, [0, 1])["messages"] == [None, None]
+    assert fetch_from([texts, chats], [(0, 1), (1, 0)])["prompt"] == ["ho", RENDERED]
+
+
+def test_texts_alone_need_no_messages(tokenizer: Any) -> None:
+    assert list(fetch(TokenizedPrompts(["hi"], tokenizer), [0])) == ["prompt", "prompt_tokens", "prompt_mask"]
+
+
+def test_a_raw_batch_of_texts_and_conversations(chat_tokenizer: Any) -> None:
+    for data in ({"prompt": ["hi", HELLO]}, {"prompt": ["hi", None], "messages": [None, HELLO]}):
+        batch = tokenize_batch(chat_tokenizer, data)
+        assert (batch["prompt"], batch["messages"]) == (["hi", RENDERED], [None, HELLO])
+        assert batch["prompt_mask"].sum(1).tolist() == [3, len(RENDERED)], "<unk> before the text only"
+
+
+def test_a_raw_batch_without_prompts(tokenizer: Any) -> None:
+    with pytest.raises(DataError, match=r"the batch has no prompts: .*'messages'\. It has 'x', 'prompt'\."):
+        tokenize_batch(tokenizer, {"x": [1], "prompt": None})
 
 
 @pytest.mark.parametrize(
@@ -233,7 +283,13 @@ def test_a_longer_prompt_is_named(tokenizer: Any) -> None:
         fetch(TokenizedPrompts(TEXTS, tokenizer, 3), [0, 1])
 
 
-@pytest.mark.parametrize("overflow", ["error", "drop"])
-def test_a_batch_can_not_leave_rows_out(tokenizer: Any, overflow: Any) -> None:
-    with pytest.raises(DataError, match=r"2 of 4 prompts .*: prompt 1 has 5, prompt 3 has 6\. Raise it"):
+@pytest.mark.parametrize(
+    ("overflow", "advice"),
+    [
+        ("error", r"to truncate_left, truncate_right or drop \(which"),
+        ("drop", r"to truncate_left or truncate_right \(`drop` .* come from another module\)"),
+    ],
+)
+def test_a_batch_can_not_leave_rows_out(tokenizer: Any, overflow: Any, advice: str) -> None:
+    with pytest.raises(DataError, match=rf"2 of 4 prompts .*: prompt 1 has 5, prompt 3 has 6\. Raise it.* {advice}"):
         tokenize_batch(tokenizer, {"prompt": TEXTS}, 3, overflow)

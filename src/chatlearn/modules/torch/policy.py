@@ -22,11 +22,11 @@ class PolicyInference(TorchModule):
     """Samples one response per prompt.
 
     A prompt is a text, or chat messages that the tokenizer's template renders (see
-    :class:`chatlearn.modules.torch.prompts.Prompt`). ``forward_step`` takes ``prompt`` (the data set that it builds has
-    tokenized it already) and adds ``tokens``, ``attention_mask``, ``response_mask``, ``logprobs``, ``response`` and
-    ``finished`` (see :mod:`chatlearn.types`). A response that a stop string ends keeps its tokens up to the one that
-    completes the string; its text ends before the string. Logs ``response_length`` and ``entropy`` (the estimate
-    -E[log p] from the sampled tokens, nats per token).
+    :class:`chatlearn.modules.torch.prompts.Prompt`). ``forward_step`` takes ``prompt`` or ``messages`` (the data set
+    that it builds has tokenized them already) and adds ``tokens``, ``attention_mask``, ``response_mask``,
+    ``logprobs``, ``response`` and ``finished`` (see :mod:`chatlearn.types`). A response that a stop string ends keeps
+    its tokens up to the one that completes the string; its text ends before the string. Logs ``response_length`` and
+    ``entropy`` (the estimate -E[log p] from the sampled tokens, nats per token).
     """
 
     class Args(ModelArgs):
@@ -58,7 +58,7 @@ class PolicyInference(TorchModule):
                 raise ValueError(f"{value!r} needs a limit; set max_prompt_tokens beside it")
             return value
 
-    reads = frozenset({"prompt"})
+    reads = frozenset[str]()  # prompt or messages: which of them, a set can't say
     writes = frozenset({"tokens", "attention_mask", "response_mask", "logprobs", "response", "finished"})
 
     def setup(self) -> None:

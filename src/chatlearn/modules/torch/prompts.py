@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from chatlearn.data.collate import Samples
+from chatlearn.data.prompts import read_sample
 from chatlearn.errors import DataError
 from chatlearn.guards import is_dict
 from chatlearn.modules.torch.chat import check_messages, is_conversation, render
@@ -31,12 +32,15 @@ class Prompt:
     """One prompt.
 
     Attributes:
-        columns: of its sample; ``prompt`` is the text that is tokenized.
+        columns: of its sample; ``prompt`` is the text that is tokenized. ``messages`` is there wherever the tokenizer
+            has a chat template: ``None`` beside a text, so that texts and conversations go together.
         rendered: the text comes from a chat template, special tokens included.
+        place: whose it is, for errors.
     """
 
     columns: dict[str, Any]
     rendered: bool
+    place: str
 
     @classmethod
     def of(cls, tokenizer: Any, value: Any, place: str) -> Prompt:
@@ -47,18 +51,18 @@ class Prompt:
             DataError: it is none of these, or can't be rendered.
         """
         if isinstance(value, str):
-            return cls({"prompt": value}, rendered=False)
-        if is_conversation(value):
+            value = {"prompt": value}
+        elif is_conversation(value):
             value = {"messages": value}
         if is_dict(value) and isinstance(value.get("prompt"), str):
-            return cls(value, rendered=False)
-        messages: Any = value.get("prompt", value.get("messages")) if is_dict(value) else None
+            return cls({"messages": None, **value} if tokenizer.chat_template else value, False, place)
+        messages: Any = _messages_of(value) if is_dict(value) else None
         if not is_conversation(messages):
             raise DataError(
                 f'{place}: a prompt is a str, or a dict with a str under "prompt" or chat messages under "messages", '
                 f"got {value!r}"
             )
-        return cls({**value, "prompt": render(tokenizer, messages, place), "messages": messages}, rendered=True)
+        return cls({**value, "prompt": render(tokenizer, messages, place), "messages": messages}, True, place)
 
     @classmethod
     def again(cls, tokenizer: Any, value: Any, place: str) -> Prompt:
@@ -67,7 +71,12 @@ class Prompt:
         messages: Any = prompt.columns.get("messages")
         if prompt.rendered or not is_conversation(messages) or messages[-1].get("role") == "assistant":
             return prompt
-        return cls(prompt.columns, render(tokenizer, messages, place) == prompt.columns["prompt"])
+        return cls(prompt.columns, render(tokenizer, messages, place) == prompt.columns["prompt"], place)
+
+
+def _messages_of(value: dict[str, Any]) -> Any:
+    prompt = value.get("prompt")
+    return value.get("messages") if prompt is None else prompt
 
 
 class TokenizedPrompts:
@@ -83,8 +92,8 @@ class TokenizedPrompts:
         overflow: what becomes of a longer one. ``drop`` tokenizes all prompts first.
 
     Raises:
-        DataError: a prompt is malformed or too long (larger data sets than :data:`MAX_TOKENIZED_AHEAD` say so when the
-            prompt's turn comes), or all are dropped.
+        DataError: a prompt can't be read, is malformed or too long (larger data sets than
+            :data:`MAX_TOKENIZED_AHEAD` say so when the prompt's turn comes), or all are dropped.
     """
 
     def __init__(
@@ -113,7 +122,8 @@ class TokenizedPrompts:
         return {**columns, **padded_prompts(self._tokenizer, columns["prompt_tokens"])}
 
     def _prompt(self, number: int) -> Prompt:
-        return Prompt.of(self._tokenizer, self._prompts[int(number)], f"prompt {number}")
+        place = f"prompt {number}"
+        return Prompt.of(self._tokenizer, read_sample(self._prompts, int(number), place), place)
 
     def _tokens(self, numbers: Sequence[int] | np.ndarray) -> list[list[int]]:
         ids = tokenize(self._tokenizer, [self._prompt(number) for number in numbers])
@@ -176,7 +186,8 @@ class Demonstrations:
     def collate_fn(self, samples: Samples) -> Batch:
         """Tokenizes a batch of pairs."""
         eos, pad_id = self._tokenizer.eos_token_id, self._tokenizer.pad_token_id
-        prompts = [Prompt.of(self._tokenizer, {"prompt": p}, "a demonstration") for p in samples["prompt"]]
+        pairs = zip(samples.names, samples["prompt"], strict=True)
+        prompts = [Prompt.of(self._tokenizer, {"prompt": prompt}, name) for name, prompt in pairs]
         answers = self._tokenizer(samples["response"], add_special_tokens=False)["input_ids"]
         questions, question_mask = padded(tokenize(self._tokenizer, prompts), pad_id, side="left")
         responses, response_mask = padded([[*ids, eos] for ids in answers], pad_id, side="right")
@@ -205,9 +216,15 @@ def tokenize_batch(tokenizer: Any, data: Batch, max_tokens: int | None = None, o
     ``prompt_tokens`` and ``prompt_mask``; ``prompt`` is the text.
 
     Raises:
-        DataError: a prompt is malformed or too long; a batch can't leave rows out, so ``drop`` is an error too.
+        DataError: there are no prompts, or one is malformed or too long; a batch can't leave rows out, so ``drop`` is
+            an error too.
     """
-    keys = [key for key in ("prompt", "messages") if key in data]
+    keys = [key for key in ("prompt", "messages") if data.get(key) is not None]
+    if not keys:
+        raise DataError(
+            f"the batch has no prompts: a text or chat messages under 'prompt', or chat messages under 'messages'. It "
+            f"has {', '.join(map(repr, data)) or 'no keys'}. Let the step before return them."
+        )
     rows = [dict(zip(keys, values, strict=True)) for values in zip(*(data[key] for key in keys), strict=True)]
     prompts = [Prompt.again(tokenizer, row, f"prompt {i} of the batch") for i, row in enumerate(rows)]
     ids = fitted(tokenize(tokenizer, prompts), max_tokens, overflow, range(len(rows)))
@@ -243,10 +260,15 @@ def fitted(
     if overflow == "truncate_right":
         return [tokens[:max_tokens] for tokens in ids]
     named = ", ".join(f"prompt {numbers[i]} has {len(ids[i])}" for i in longer[:4])
+    advice = (
+        "truncate_left or truncate_right (`drop` leaves prompts out where this module builds the data set, but these "
+        "come from another module)."
+        if overflow == "drop"
+        else "truncate_left, truncate_right or drop (which leaves prompts out when the data set is built)."
+    )
     raise DataError(
         f"{len(longer)} of {len(ids)} prompts have more tokens than max_prompt_tokens = {max_tokens}: {named}"
-        f"{', …' if len(longer) > 4 else ''}. Raise it, or set `prompt_overflow` to truncate_left, truncate_right or "
-        f"drop (which leaves prompts out when the data set is built)."
+        f"{', …' if len(longer) > 4 else ''}. Raise it, or set `prompt_overflow` to {advice}"
     )
 
 
@@ -254,7 +276,7 @@ def tokenize(tokenizer: Any, prompts: Sequence[Prompt]) -> list[list[int]]:
     """The token ids of each prompt.
 
     Raises:
-        DataError: a prompt has none, so that there is nothing to predict a first token from.
+        DataError: a prompt has none, so that there is nothing to predict a first token from; its place is named.
     """
     result: list[list[int]] = [[] for _ in prompts]
     for rendered in (False, True):
@@ -264,10 +286,10 @@ def tokenize(tokenizer: Any, prompts: Sequence[Prompt]) -> list[list[int]]:
             for place, ids in zip(places, tokenizer(texts, add_special_tokens=not rendered)["input_ids"], strict=True):
                 result[place] = ids
     if not all(result):
-        text = next(prompt.columns["prompt"] for prompt, ids in zip(prompts, result, strict=True) if not ids)
+        empty = next(prompt for prompt, ids in zip(prompts, result, strict=True) if not ids)
         raise DataError(
-            f"the prompt {text!r} gives no tokens, so there is nothing to predict a first token from. Leave it out, "
-            f"or use a tokenizer that begins every text with a token"
+            f"{empty.place}: the prompt {empty.columns['prompt']!r} gives no tokens, so there is nothing to predict a "
+            f"first token from. Leave it out, or use a tokenizer that begins every text with a token."
         )
     return result
 

@@ -7,6 +7,7 @@ constructed with a :class:`~chatlearn.observe.sinks.base.SinkContext` and fulfil
 
 from __future__ import annotations
 
+import bdb
 import importlib
 import importlib.util
 import inspect
@@ -18,8 +19,9 @@ from typing import Any
 
 from chatlearn.errors import ConfigError
 from chatlearn.observe.sinks.base import Sink, SinkContext
+from chatlearn.observe.sinks.guard import GuardedSink, raised_in
 
-__all__ = ["PACKAGES", "SINKS", "Sink", "SinkContext", "check_sinks", "open_sinks"]
+__all__ = ["PACKAGES", "SINKS", "GuardedSink", "Sink", "SinkContext", "check_sinks", "open_sinks"]
 
 SINKS = {
     "jsonl": "chatlearn.observe.sinks.jsonl:JsonlSink",
@@ -66,7 +68,7 @@ def open_sinks(
         config: the resolved configuration as plain data, for sinks that show it.
 
     Raises:
-        ConfigError: a sink is unknown, its package is missing, or its service can't be reached.
+        ConfigError: a sink is unknown, its package is missing, its service can't be reached, or its constructor raises.
     """
     chosen = _installed_defaults() if names is None else names
     if problems := check_sinks(chosen):
@@ -78,7 +80,7 @@ def open_sinks(
             sinks.append(_opened(name, context))
     except BaseException:
         for sink in sinks:
-            sink.close("failed")
+            GuardedSink(sink).close("failed")
         raise
     return sinks
 
@@ -178,8 +180,17 @@ def _missing(name: str) -> list[str]:
 
 def _opened(name: str, context: SinkContext) -> Sink:
     module, _, attribute = SINKS.get(name, name).partition(":")
-    sink: Any = getattr(importlib.import_module(module), attribute)(context)
+    kind: Any = getattr(importlib.import_module(module), attribute)
+    try:
+        sink: Any = kind(context)
+    except (ConfigError, bdb.BdbQuit):
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"The sink {name!r}: its constructor raises {raised_in(error)}. Mend it, or take the sink off "
+            "runtime.sinks."
+        ) from error
     if not isinstance(getattr(sink, "note", None), str):
-        sink.close("failed")
+        GuardedSink(sink).close("failed")
         raise ConfigError(f'The sink {name!r} has no text `note`. Set it in the class, note = "", or in __init__.')
     return sink
