@@ -92,6 +92,15 @@ def test_training_begins_before_the_last_rollout_ends(tmp_path: Path) -> None:
     assert pairs("trainer trains", "second[0]") <= room.together
 
 
+@pytest.mark.parametrize("threads", [1, 4])
+def test_what_runs_on_the_drivers_thread_holds_no_finished_batch_back(threads: int, tmp_path: Path) -> None:
+    """Whatever may be in flight: a global batch is two rollouts, and is trained on as soon as these are there."""
+    room = Room()
+    run(tmp_path, *pipeline(room, UnsafeVisitor), threads=threads, loader="dynamic", sample_per_episode=16)
+    rollout = ["first[0]", "second[0]"]
+    assert room.entered == [*rollout, *rollout, "trainer trains", *rollout, *rollout, "trainer trains"]
+
+
 def test_fixed_waits_for_the_last_rollout(tmp_path: Path) -> None:
     """The two stages meet each time; no training meets anybody."""
     room = Room([{("second[0]", i), ("first[0]", i + 1)} for i in range(7)])

@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import functools
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ import chatlearn
 from chatlearn import BaseModule, step
 from chatlearn.errors import ChatLearnError, MissingStepError, ModuleError
 from chatlearn.modules.base import describe, take_ownership
+from chatlearn.modules.noise import uniforms
 
 
 class Adder(BaseModule):
@@ -371,3 +373,39 @@ def test_a_method_of_the_parent_under_a_second_name_is_a_step_of_that_name():
     assert [node.step for node in graph] == ["forward_step", "eval_step"]
     assert child.eval_step({"x": [1]}) == {"who": ["parent"]}
     assert child._step_functions["eval_step"](child, {"x": [1]}) == {"who": ["parent"]}
+
+
+def test_what_is_put_is_a_copy():
+    adder, weight = Adder("adder"), torch.ones(2, requires_grad=True)
+    array, entries, tensor = np.zeros(2), [1, {"deep": [2]}], weight * 2
+    adder.put("all", {"array": array, "entries": entries, "tensor": tensor, "pair": (tensor, 1)})
+    array += 1
+    entries[1]["deep"].append(3)
+    tensor.detach().zero_()
+    ((key, value),) = adder._context.puts
+    assert key == "all"
+    assert value["array"].tolist() == [0, 0]
+    assert value["entries"] == [1, {"deep": [2]}]
+    assert [part.tolist() for part in (value["tensor"], value["pair"][0])] == [[2, 2], [2, 2]]
+    assert not value["tensor"].requires_grad
+    assert value["pair"][1] == 1
+
+
+def test_what_cannot_be_copied_cannot_be_put():
+    with pytest.raises(ModuleError, match=r"adder\.put\('stream', …\): generator can't be copied"):
+        Adder("adder").put("stream", (i for i in ()))
+
+
+def test_noise_belongs_to_the_function_that_runs_on_a_thread():
+    """A hook's seed is its call's, a step's is its own; threads that a step starts itself share that of the step."""
+    adder = Adder("adder")
+    context = adder._context
+    context.enter(11, noise_seed=12)
+    assert adder.uniforms([5], 3).equal(uniforms(12, [5], 3))
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(adder.uniforms, [5], 3).result().equal(uniforms(12, [5], 3))
+        pool.submit(context.enter, 13).result()
+        assert pool.submit(adder.uniforms, [5], 3).result().equal(uniforms(13, [5], 3))
+    assert adder.uniforms([5], 3).equal(uniforms(12, [5], 3))
+    context.enter(14)
+    assert adder.uniforms([5], 3).equal(uniforms(14, [5], 3))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -84,7 +85,31 @@ def test_it_is_uniform_and_neighbours_are_independent(view):
     assert chi2 < 63 + 5 * (2 * 63) ** 0.5
 
 
-def test_ids_beyond_64_bits_have_noise_too():
-    """Rows that were made of rows that were made of rows: each time the id grows by 16 bits."""
-    big = (5 << 64) + 3
-    assert torch.equal(uniforms(1, [big, 3], 4)[0], uniforms(1, [3], 4)[0])
+def fold(i: int) -> int:
+    """The word of an id: its lowest 64 bits, changed by those above as a SplitMix64 state changes."""
+    word = 0
+    for shift in reversed(range(0, max(i.bit_length(), 1), 64)):
+        word = finalise(word * GOLDEN % WORD) ^ (i >> shift) % WORD
+    return word
+
+
+@given(seed=SEEDS, ids=st.lists(st.integers(0, 2**200), max_size=4))
+def test_ids_beyond_64_bits_are_folded_into_a_word(seed, ids):
+    assert torch.equal(uniforms(seed, ids, 3), uniforms(seed, [fold(i) for i in ids], 3))
+
+
+@pytest.mark.parametrize("depth", [1, 3, 4, 5, 8])
+def test_rows_made_of_rows_have_noise_of_their_own(depth):
+    """Each step that expands moves the id by 16 bits and numbers the rows below; samples 0, 1, 65,535, 65,536 and
+    2^40.
+    """
+    ids = [0, 1, 65535, 65536, 2**40]
+    for _ in range(depth):
+        ids = [(i << 16) + row for i in ids for row in range(2)]
+    assert len({tuple(row) for row in uniforms(7, ids, 4).tolist()}) == 5 * 2**depth
+
+
+def test_integers_of_numpy_and_torch_are_ids_too():
+    wanted = uniforms(1, [3, 2**40], 2)
+    assert torch.equal(uniforms(1, np.array([3, 2**40]), 2), wanted)
+    assert torch.equal(uniforms(1, torch.tensor([3, 2**40]), 2), wanted)

@@ -128,6 +128,13 @@ def test_wait_returns_done_and_not_done(cluster):
     assert cluster.wait(futures, num=4) == (futures, [])
 
 
+def test_wait_for_none_only_looks(cluster):
+    assert cluster.wait([], num=0) == ([], [])
+    future = cluster.call(spawn(cluster, Counter("counter")), "apply", append, 1)
+    cluster.get(future)
+    assert cluster.wait([future], num=0) == ([future], [])
+
+
 def test_stacks_show_what_is_being_executed(cluster):
     spawn(cluster, Echo("echo"))
     stacks = cluster.stacks()

@@ -134,6 +134,48 @@ def test_micro_batches_of_a_step_before_are_merged_into_those_of_the_batch(clust
     ]
 
 
+class Choosy(BaseModule):
+    """Declares other keys on two of its steps."""
+
+    reads = frozenset({"tokens"})
+
+    @step(reads={"prompt"})
+    def own(self, data):
+        return data
+
+    @step(reads=())
+    def none(self, data):
+        return data
+
+    def forward_step(self, data):
+        return data
+
+    @step
+    def join(self, first, second):
+        return {"x": first["x"]}
+
+
+@pytest.mark.parametrize(("name", "given"), [("own", "prompt"), ("none", "x"), ("forward_step", "tokens")])
+def test_keys_that_a_step_declares_stand_in_place_of_those_of_the_class(cluster, name, given):
+    handle = spawn(cluster, Choosy("reader"))
+    assert run(cluster, handle, {given: [1]}, step=name) == {given: [1]}
+
+
+def test_a_missing_key_of_a_step_is_found(cluster):
+    with pytest.raises(StepError, match=r"reader\[0\]\.own .*needs 'prompt', but its input has 'tokens'"):
+        run(cluster, spawn(cluster, Choosy("reader")), {"tokens": [1]}, step="own")
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_declared_key_may_come_by_any_parameter(cluster, place):
+    given = [{"x": [1]}, {"x": [1]}]
+    given[place]["tokens"] = [2]
+    handle, names = spawn(cluster, Choosy("reader")), ("first", "second")
+    assert run(cluster, handle, *given, step="join", parameters=names) == {"x": [1]}
+    with pytest.raises(StepError, match="needs 'tokens', but its input has 'x'"):
+        run(cluster, handle, {"x": [1]}, {"x": [1]}, step="join", parameters=names)
+
+
 def test_a_declared_key_that_no_step_before_made_is_named(cluster):
     class Reader(Echo):
         reads = frozenset({"x", "rewards", "values"})

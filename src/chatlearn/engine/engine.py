@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+from chatlearn.checkpoint.module_state import drifting_modules
 from chatlearn.checkpoint.run_folder import RunFolder, claim_run_folder
 from chatlearn.data.stream import Experience, StreamDataset
 from chatlearn.engine.callbacks import EpisodeInfo
@@ -262,6 +263,8 @@ class Engine(Wiring):
     def _sync_parameters(self, run: Run, episodes: int, is_first: bool = False) -> None:
         """Syncs the pairs whose turn it is after so many episodes; all of them share the number of the version."""
         due = [sync for sync, frequency in self._syncs if episodes % frequency == 0]
+        if is_first:
+            due = [sync for sync in due if not run.restores_weights(sync.modules[1])]
         version = run.state.weight_version or 1 if is_first else run.state.weight_version + 1
         for sync in due:
             self._deployed.occupy(sync.modules)
@@ -389,9 +392,11 @@ class Engine(Wiring):
     def _running(self, folder: RunFolder) -> Generator[Run]:
         """Everything open; afterwards files are closed, on whatever way out."""
         trained = [] if self.trainer is None else list(self.trainer.graph.modules)
-        synced = {destination.name: frequency for _, destination, frequency in self._frequencies()}
+        pairs = list(self._frequencies())
+        synced = {destination.name: frequency for _, destination, frequency in pairs}
+        drifting = drifting_modules((source, destination) for source, destination, _ in pairs)
         replay = Replay(self._settled.runtime, self._replay_function) if self._replays else None
-        run = self._run = Run(self._settled, folder, trained, synced, replay)
+        run = self._run = Run(self._settled, folder, trained, synced, replay, drifting)
         run.check_resume(self._modules)
         with self._globals(), sigterm_raises():
             try:

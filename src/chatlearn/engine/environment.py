@@ -62,7 +62,7 @@ class Environment(Executor):
             )
             in_flight.append(Experience(outputs, made))
             state.position += len(ids)
-            while in_flight and (len(in_flight) >= window or _is_complete(deployment, in_flight[0])):
+            if len(in_flight) >= window or _is_complete(deployment, in_flight[0]):
                 yield _complete(deployment, in_flight.popleft())
         while in_flight:
             yield _complete(deployment, in_flight.popleft())

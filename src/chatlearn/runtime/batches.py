@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -85,7 +86,7 @@ class ReturnedTensors:
     """The tensors that a replica has returned and that somebody still holds, to notice a buffer that is filled anew."""
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[weakref.ref[torch.Tensor], int]] = {}
+        self._known: dict[int, _Returned] = {}
         self._limit = _MAX_KNOWN
 
     def overwritten(self, batch: Batch) -> str | None:
@@ -95,18 +96,43 @@ class ReturnedTensors:
             The key of a tensor whose memory was returned before and has been written to since then, while the earlier
             tensor is still held; ``None`` if there is none. Writes through ``.data`` and ``.numpy()`` stay unseen.
         """
+        known = self._known
         for key, tensor in tensors_of(batch):
-            address = tensor.data_ptr()
-            if address in self._known:
-                held, version = self._known[address]
-                if (earlier := held()) is not None and earlier._version != version:
-                    return key
-            elif len(self._known) >= self._limit:
-                self._known = {place: known for place, known in self._known.items() if known[0]() is not None}
-                self._limit = max(_MAX_KNOWN, 2 * len(self._known))
-            if address:  # a tensor without elements has none
-                self._known[address] = weakref.ref(tensor), tensor._version
+            address, version, reference = tensor.data_ptr(), tensor._version, weakref.ref(tensor)
+            earlier = known.get(address)
+            if earlier is None:
+                if address:  # a tensor without elements has none
+                    known[address] = _Returned(reference, reference, version)
+            elif earlier.version == version:
+                # of many that are one memory unchanged, the first and the last: one of them is held for longest
+                if earlier.first() is None:
+                    earlier.first = earlier.last
+                earlier.last = reference
+            elif earlier.changed():
+                return key
+            else:
+                known[address] = _Returned(reference, reference, version)
+        if len(known) > self._limit:
+            self._known = {address: entry for address, entry in known.items() if entry.is_held()}
+            self._limit = max(_MAX_KNOWN, 2 * len(self._known))
         return None
+
+
+@dataclass(slots=True)
+class _Returned:
+    """Tensors that were returned at one address, and the version of their memory then."""
+
+    first: weakref.ref[torch.Tensor]
+    last: weakref.ref[torch.Tensor]
+    version: int
+
+    def is_held(self) -> bool:
+        return self.first() is not None or self.last() is not None
+
+    def changed(self) -> bool:
+        tensor = self.first()
+        tensor = self.last() if tensor is None else tensor
+        return tensor is not None and tensor._version != self.version
 
 
 def own(data: Batch | list[Batch], copied: bool) -> Batch | list[Batch]:

@@ -103,7 +103,7 @@ class _Border:
         if code == _TENSOR:
             dtype, shape, bits = _unpack(data)
             return (
-                torch.frombuffer(bytearray(bits), dtype=torch.uint8).view(_DTYPES[dtype]).reshape(shape)
+                torch.frombuffer(bytearray(bits), dtype=torch.uint8).view(_DTYPES[dtype]).reshape(shape).clone()
                 if bits
                 else torch.empty(shape, dtype=_DTYPES[dtype])
             )
