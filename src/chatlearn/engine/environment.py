@@ -44,8 +44,8 @@ class Environment(Executor):
     def stream(self, deployment: Deployment, state: RunState) -> Iterator[Experience]:
         """Makes one episode's experience, batch by batch, and moves the positions in ``state`` on.
 
-        As many batches are in flight as the cluster can use; they come out complete, in batch order, each as soon as
-        the driver sees that it is, so that training can begin before the driver turns to later ones.
+        As many batches are in flight as the cluster can use; they come out complete, in batch order. One that is
+        complete comes out before the driver turns to the next, so that training can begin.
         """
         assert self.graph.root is not None
         prompts = self.prompts.open(deployment, self.graph.root.module.name)

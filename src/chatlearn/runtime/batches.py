@@ -21,6 +21,9 @@ Returned: TypeAlias = "Column | tuple[Any, ...] | float | str"
 _ALIGNMENT = 64
 """Bytes; that of torch's own memory."""
 
+_WITHOUT_MEMORY = frozenset({str, bytes, int, float, bool, type(None)})
+"""Types of entries that nobody can change; a list of these alone is told at once."""
+
 _MAX_KNOWN = 1024
 """Returned tensors that are remembered at least, before those that nobody holds are forgotten."""
 
@@ -54,7 +57,7 @@ def normalise(batch: Mapping[Any, Returned], rows: int | None = None, path: str 
         elif isinstance(value, np.ndarray):
             value = np.ascontiguousarray(value) if value.ndim else value
         elif isinstance(value, (list, tuple)):
-            value = [_normal_tensor(entry, name) if isinstance(entry, torch.Tensor) else entry for entry in value]
+            value = _normal_list(value, name)
         if not isinstance(value, (torch.Tensor, np.ndarray, list)) or (not isinstance(value, list) and value.ndim == 0):
             raise DataError(
                 f"{name!r} is {type(value).__name__} without rows; values are tensors or arrays with the samples "
@@ -69,6 +72,12 @@ def normalise(batch: Mapping[Any, Returned], rows: int | None = None, path: str 
             )
         result[key] = value
     return result
+
+
+def _normal_list(entries: list[Any] | tuple[Any, ...], name: str) -> list[Any]:
+    if _WITHOUT_MEMORY.issuperset(map(type, entries)):
+        return list(entries)
+    return [_normal_tensor(entry, name) if is_instance(entry, torch.Tensor) else entry for entry in entries]
 
 
 def _normal_tensor(tensor: torch.Tensor, name: str) -> torch.Tensor:
@@ -156,7 +165,8 @@ def _own_value(value: Column) -> Column:
     if isinstance(value, dict):
         return _own_batch(value)
     if isinstance(value, list):
-        return [_own_entry(entry) for entry in value]
+        immutable = _WITHOUT_MEMORY.issuperset(map(type, value))
+        return value.copy() if immutable else [_own_entry(entry) for entry in value]
     return _read_only(value) if isinstance(value, np.ndarray) else value
 
 
@@ -181,7 +191,7 @@ def tensors_of(data: Batch | list[Batch]) -> Iterator[tuple[str, torch.Tensor]]:
                 yield key, value
             elif isinstance(value, dict):
                 yield from ((f"{key}.{name}", tensor) for name, tensor in tensors_of(value))
-            elif isinstance(value, list):
+            elif isinstance(value, list) and not _WITHOUT_MEMORY.issuperset(map(type, value)):
                 yield from ((key, entry) for entry in value if isinstance(entry, torch.Tensor))
 
 
