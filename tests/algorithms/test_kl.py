@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from random import Random
 
@@ -26,6 +27,8 @@ def test_by_hand() -> None:
         "k1": [log2, -log2],
         "k2": [log2**2 / 2, log2**2 / 2],
         "k3": [0.5 - 1 + log2, 2 - 1 - log2],
+        "k1+": [log2, -log2],
+        "k3+": [0.5 - 1 + log2, 2 - 1 - log2],
     }
     for estimator, values in expected.items():
         assert kl_estimate(logprobs, ref_logprobs, estimator).tolist() == pytest.approx(values, abs=1e-12)
@@ -39,6 +42,7 @@ def test_formulas(logprobs: list[float], random: Random) -> None:
         "k2": lambda p, q: (p - q) ** 2 / 2,
         "k3": lambda p, q: math.exp(q - p) - 1 - (q - p),
     }
+    formulas |= {"k1+": formulas["k1"], "k3+": formulas["k3"]}
     pair = [torch.tensor(x, dtype=torch.float64) for x in (logprobs, ref_logprobs)]
     for estimator, formula in formulas.items():
         expected = [formula(p, q) for p, q in zip(logprobs, ref_logprobs, strict=True)]
@@ -62,7 +66,7 @@ def policy_and_reference() -> tuple[torch.Tensor, torch.Tensor]:
     return policy, torch.tensor([1.0, 0.2, -0.5, 0.1, 0.4], dtype=torch.float64)
 
 
-@pytest.mark.parametrize("estimator", ["k1", "k3"])
+@pytest.mark.parametrize("estimator", ["k1", "k3", "k1+", "k3+"])
 def test_expectation_of_the_unbiased_estimators_is_the_kl(policy_and_reference: tuple, estimator: str) -> None:
     policy, reference = policy_and_reference
     logprobs, ref_logprobs = policy.log_softmax(0), reference.log_softmax(0)
@@ -77,6 +81,8 @@ def test_expectation_of_the_unbiased_estimators_is_the_kl(policy_and_reference: 
         ("k1", lambda p, q: 0 * kl_divergence(p, q)),
         ("k2", lambda p, q: kl_divergence(p, q)),
         ("k3", lambda p, q: kl_divergence(q, p)),
+        ("k1+", lambda p, q: kl_divergence(p, q)),
+        ("k3+", lambda p, q: kl_divergence(p, q)),
     ],
 )
 def test_expected_gradients_are_those_that_the_docstring_names(
@@ -99,6 +105,15 @@ def test_gradients_match_finite_differences(estimator: str) -> None:
     assert torch.autograd.gradcheck(lambda p, q: kl_estimate(p, q, estimator), pair)
 
 
+@pytest.mark.parametrize("estimator", ["k1+", "k3+"])
+def test_straight_through_estimators_have_the_gradient_of_k2(estimator: str) -> None:
+    """That of d^2 / 2 is d, for both arguments, with the sign of each."""
+    logprobs, ref_logprobs = (torch.tensor(x, requires_grad=True) for x in ([-1.0, -3.0, -2.0], [-1.5, -0.5, -2.0]))
+    kl_estimate(logprobs, ref_logprobs, estimator).sum().backward()
+    assert logprobs.grad.tolist() == [0.5, -2.5, 0.0]
+    assert ref_logprobs.grad.tolist() == [-0.5, 2.5, 0.0]
+
+
 def test_k3_keeps_its_digits_near_zero_in_float32() -> None:
     difference = 2.0**-12
     x = torch.tensor([difference])
@@ -113,7 +128,7 @@ def test_nothing_is_clamped() -> None:
     assert kl_estimate(far, zero, "k3").item() == pytest.approx(math.exp(50) - 51, rel=1e-6)
 
 
-@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3", "k1+", "k3+"])
 def test_nan_stays_where_it_is(estimator: str) -> None:
     result = kl_estimate(torch.tensor([-1.0, float("nan"), -2.0]), torch.tensor([-1.0, -1.0, -2.0]), estimator)
     assert result.isnan().tolist() == [False, True, False]
@@ -125,13 +140,16 @@ def test_nan_stays_where_it_is(estimator: str) -> None:
 )
 def test_result_dtype(dtype: torch.dtype, result_dtype: torch.dtype) -> None:
     x = torch.zeros(2, 3, dtype=dtype)
-    assert kl_estimate(x, x, "k3").dtype == result_dtype
-    assert kl_estimate(x, x, "k3").shape == (2, 3)
+    for estimator in ("k1", "k2", "k3", "k1+", "k3+"):
+        assert kl_estimate(x, x, estimator).dtype == result_dtype
+        assert kl_estimate(x, x, estimator).shape == (2, 3)
 
 
 def test_illegal_arguments_are_refused() -> None:
     x = torch.zeros(2, 3)
-    with pytest.raises(ValueError, match="unknown KL estimator 'k4'; legal are 'k1', 'k2', 'k3'"):
-        kl_estimate(x, x, "k4")  # type: ignore[arg-type]
+    for unknown in ("k4", "k2+", "k1++"):
+        message = rf"unknown KL estimator '{re.escape(unknown)}'; legal are 'k1', 'k2', 'k3', 'k1\+', 'k3\+'"
+        with pytest.raises(ValueError, match=message):
+            kl_estimate(x, x, unknown)
     with pytest.raises(ValueError, match=r"ref_logprobs has shape \[3\] but logprobs has shape \[2, 3\]"):
         kl_estimate(x, torch.zeros(3), "k1")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import toys
 from engine_cases import Learner, Source, rows, settings
 
 import chatlearn
-from chatlearn import Engine, Environment, Trainer
+from chatlearn import BaseModule, Engine, Environment, Trainer
 
 
 class Teller(Source):
@@ -48,3 +49,24 @@ def test_what_is_put_is_there_from_the_next_episode_on(tmp_path, stop):
         engine = make(resume="auto")
     engine.learn()
     assert [row["listener/heard"] for row in rows(tmp_path)] == [1.0, 2.0, 3.0, 4.0]
+
+
+@pytest.mark.parametrize("loader", ["fixed", "dynamic"])
+def test_of_one_key_that_is_put_in_both_phases_training_has_the_last_word(tmp_path, loader):
+    class Putting(Source):
+        def forward_step(self, data):
+            self.put("who", "experience")
+            return super().forward_step(data)
+
+        def before_episode(self):
+            toys.EVENTS.append(("got", self.get("who")))
+
+    class Training(BaseModule):
+        def train_step(self, data, train_info):
+            self.put("who", "training")
+
+    chatlearn.init(settings(tmp_path, stream_data_loader_type=loader, sample_per_episode=8))
+    source, trainer = Putting("source"), Training("trainer")
+    engine = Engine(Environment(lambda b: source.forward_step(b)), Trainer(lambda b: trainer.train_step(b)))
+    engine.set_dataset([1, 2, 3]).learn()
+    assert toys.events("got") == [("got", None), ("got", "training"), ("got", "training")]

@@ -22,6 +22,9 @@ from chatlearn.runtime.calls import ReplicaSettings, Report, Rows, StepCall, Val
 from chatlearn.runtime.clients import ClientRef, with_clients
 from chatlearn.types import Batch, SampleIds, num_rows
 
+_TURNS = {"hook": 0, "experience": 1, "train": 2}
+"""Phase -> when its reports are taken."""
+
 
 class Deployment:
     """Replicas of modules, and calls to them.
@@ -232,8 +235,10 @@ class Deployment:
         return self.cluster.get(output)
 
     def settle(self) -> None:
-        """Waits for all calls and takes their reports, in the order of submission."""
-        pending, self._pending = self._pending, []
+        """Waits for all calls and takes their reports: phase by phase, in the order of submission (training on arrival
+        goes out between rollouts; what is put and summed does not depend on that).
+        """
+        pending, self._pending = sorted(self._pending, key=lambda call: _TURNS.get(call.phase, len(_TURNS))), []
         for call in pending:
             report: Report = self.cluster.get(call.report)
             self.metrics.add(report.metrics, "eval/" if call.phase == "eval" else "")

@@ -72,7 +72,7 @@ class Cluster(Protocol):
         ...
 
     def wait(self, futures: Sequence[Future], num: int = 1) -> tuple[list[Future], list[Future]]:
-        """Waits until ``num`` futures are done; returns (done, not done)."""
+        """Waits until ``num`` futures are done (0: only looks); returns (done, not done)."""
         ...
 
     def stacks(self) -> dict[str, str]:
