@@ -306,3 +306,16 @@ def test_one_number_as_ratio_is_an_equal_share_for_each_data_set(tmp_path: Path)
     Engine(environment).set_multiple_datasets([[1] * 30, [2]]).learn()
     prompts = [prompt for _, given, *_ in SEEN for prompt in given]
     assert sorted(prompts) == [1] * 4 + [2] * 4
+
+
+def test_a_checkpoint_of_a_module_that_is_gone_is_refused_by_name(tmp_path: Path) -> None:
+    def learn(name: str, **runtime: Any) -> None:
+        chatlearn.init(settings(tmp_path, save_episode_interval=1, **runtime))
+        source, learner = Source("source"), Learner(name)
+        engine = Engine(Environment(lambda b: source.forward_step(b)), Trainer(lambda b: learner.train_step(b)))
+        engine.set_dataset([1, 2]).learn()
+
+    learn("learner", num_episode=1)
+    checkpoint = str(tmp_path / "run" / "checkpoints" / "episode-000001")
+    with pytest.raises(chatlearn.CheckpointError, match="holds the state of learner, but no flow uses such a module"):
+        learn("student", num_episode=2, resume=checkpoint)

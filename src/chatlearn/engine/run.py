@@ -26,6 +26,7 @@ from chatlearn.data.stream import Experience
 from chatlearn.engine.best import BestMetric
 from chatlearn.engine.deployment import Deployment
 from chatlearn.engine.replay import Replay
+from chatlearn.errors import CheckpointError
 from chatlearn.modules.base import merge_batches
 from chatlearn.observe.curve import draw_learning_curve
 from chatlearn.observe.profiler import episode_profiler
@@ -111,6 +112,11 @@ class Run:
                 deployment.apply_first(name, remember_setup, self._comes_by_sync(name))
         if self._folder.checkpoint is not None:
             self.state, content = read_run_state(self._folder.checkpoint)
+            if gone := sorted(set(content["modules"]) - set(deployment.names)):
+                raise CheckpointError(
+                    f"{self._folder.checkpoint} holds the state of {', '.join(gone)}, but no flow uses such a "
+                    f"module. Resume with the program that wrote it, or start a new run."
+                )
             self._store.point_to(self._folder.checkpoint.name)  # an older one, perhaps: what came after it is replaced
             for name in content["modules"]:
                 deployment.occupy([name])
