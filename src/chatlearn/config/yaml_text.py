@@ -17,13 +17,19 @@ from dataclasses import replace
 from typing import Any, cast
 
 import yaml
+from yaml.representer import SafeRepresenter
 
 from chatlearn.config.environment import Variable, escape, split_references
+from chatlearn.config.frozen import FrozenDict, FrozenList
 from chatlearn.config.schema import Config, Path
 from chatlearn.config.tree import BROKEN, Mark, Tree
 from chatlearn.config.values import shown
 from chatlearn.config.wording import expectation, field_at
 from chatlearn.guards import is_dict, is_list, is_mapping
+
+for _dumper in (yaml.SafeDumper, yaml.Dumper):  # what a configuration holds is plain YAML for everybody
+    _dumper.add_representer(FrozenDict, SafeRepresenter.represent_dict)
+    _dumper.add_representer(FrozenList, SafeRepresenter.represent_list)
 
 _TAG = "tag:yaml.org,2002:"
 _SCALAR_TAGS = {_TAG + name for name in ("null", "bool", "int", "float", "str")}

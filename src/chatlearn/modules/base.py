@@ -244,8 +244,9 @@ class BaseModule:
             ) from error
 
     def get(self, key: str, default: Any = None) -> Any:
-        """What some module has :meth:`put` before this episode; ``default`` where none has."""
-        return self._context.shared.get(key, default)
+        """A copy of what some module has :meth:`put` before this episode; ``default`` where none has."""
+        shared = self._context.shared
+        return snapshot(shared[key]) if key in shared else default
 
     def add_padding_config(self, key: str, padding_value: float = 0.0, padding_type: str = "right") -> None:
         """Called in ``setup``: how values of a key become equally wide where batches of different widths are put

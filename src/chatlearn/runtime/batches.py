@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from chatlearn.errors import DataError, StepError
-from chatlearn.guards import is_dict, is_instance
+from chatlearn.guards import is_dict, is_instance, kind_of
 from chatlearn.types import Batch, Column, num_rows
 
 Returned: TypeAlias = "Column | tuple[Any, ...] | float | str"
@@ -55,7 +55,7 @@ def normalise(batch: Mapping[Any, Returned], rows: int | None = None, path: str 
         if isinstance(value, torch.Tensor):
             value = _normal_tensor(value, name)
         elif isinstance(value, np.ndarray):
-            value = np.ascontiguousarray(value) if value.ndim else value
+            value = np.array(value, order="C", subok=True) if value.ndim else value  # a module may fill it again
         elif isinstance(value, (list, tuple)):
             value = _normal_list(value, name)
         if not isinstance(value, (torch.Tensor, np.ndarray, list)) or (not isinstance(value, list) and value.ndim == 0):
@@ -88,7 +88,10 @@ def _normal_tensor(tensor: torch.Tensor, name: str) -> torch.Tensor:
     if tensor.is_conj() or tensor.is_neg():
         tensor = tensor.resolve_conj().resolve_neg()
     tensor = tensor.detach().contiguous()
-    return tensor.clone() if tensor.is_inference() or tensor.data_ptr() % _ALIGNMENT else tensor
+    storage = tensor.untyped_storage()
+    # part of a larger memory, or somebody else's (``torch.from_numpy``): others may write there
+    is_foreign = storage.nbytes() != tensor.nbytes or not storage.resizable()
+    return tensor.clone() if is_foreign or tensor.is_inference() or tensor.data_ptr() % _ALIGNMENT else tensor
 
 
 class ReturnedTensors:
@@ -148,7 +151,7 @@ def own(data: Batch | list[Batch], copied: bool) -> Batch | list[Batch]:
     """A step's own dicts and lists around shared memory: tensors as aliases (``requires_grad_()`` and ``.grad`` stay
     with the step, writes are seen by all), arrays as read-only views; ``copied``: all is its own.
 
-    Objects of other kinds that stand in a list for one sample are shared.
+    So are lists, dicts and tuples that stand in a list for one sample; objects of other kinds are shared.
     """
     if copied:
         return copy.deepcopy(data)
@@ -166,13 +169,20 @@ def _own_value(value: Column) -> Column:
         return _own_batch(value)
     if isinstance(value, list):
         immutable = _WITHOUT_MEMORY.issuperset(map(type, value))
-        return value.copy() if immutable else [_own_entry(entry) for entry in value]
+        return value.copy() if immutable else [own_entry(entry) for entry in value]
     return _read_only(value) if isinstance(value, np.ndarray) else value
 
 
-def _own_entry(entry: Any) -> Any:
+def own_entry(entry: Any) -> Any:
+    """A step's own lists, dicts and tuples around shared memory; objects of other kinds are shared."""
     if is_instance(entry, torch.Tensor):
         return entry.detach()
+    kind = kind_of(entry)
+    if kind is dict:
+        return {key: own_entry(part) for key, part in entry.items()}
+    if kind is list or kind is tuple:
+        parts: list[Any] = list(entry) if _WITHOUT_MEMORY.issuperset(map(type, entry)) else list(map(own_entry, entry))
+        return parts if kind is list else tuple(parts)
     return _read_only(entry) if isinstance(entry, np.ndarray) else entry
 
 

@@ -92,7 +92,7 @@ class Client:
         return ids if count == len(ids) else SampleIds(tuple(range(count)), tuple(range(count)), ids.weight_version)
 
 
-def with_clients(value: Any, replaced: Callable[[Any], Any], kind: type) -> Any:
+def with_clients(value: Any, replaced: Callable[[Any], Any], kind: type | tuple[type, ...]) -> Any:
     """``value`` with each instance of ``kind`` in nested dicts, lists and tuples replaced."""
     if isinstance(value, kind):
         return replaced(value)

@@ -16,6 +16,7 @@ from typing import Any
 
 from chatlearn.errors import WorkerError
 from chatlearn.modules.base import Description
+from chatlearn.runtime.arguments import copied_arguments
 from chatlearn.runtime.base import Future, Handle
 from chatlearn.runtime.calls import ReplicaSettings, Report, StepCall
 from chatlearn.runtime.clients import refs_in
@@ -58,6 +59,8 @@ class LocalCluster:
         handle = Handle(description.name, replica)
         overlaps = self._num_threads > 1 and description.module_class.thread_safe
         settings = replace(settings, seeds_globals=not overlaps)
+        if self._isolate:
+            copied_arguments(description)  # names what can't be copied
         worker = self._workers[handle] = Worker(*self._carried((description, replica, settings)))
         worker.ask = partial(self._ask, handle)
         if self._threads is not None:

@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from chatlearn.data.collate import merge, select, split
@@ -25,7 +26,7 @@ from chatlearn.data.prompts import fetch_from, lengths_of, open_dataset
 from chatlearn.errors import ChatLearnError, DataError, ModuleError, StepError, WorkerError
 from chatlearn.flow.contracts import reads_of
 from chatlearn.flow.signature import step_signature
-from chatlearn.guards import is_list, kind_of
+from chatlearn.guards import is_instance, is_list, kind_of
 from chatlearn.modules.base import BaseModule, Description, ModuleContext, merge_batches, step_functions
 from chatlearn.modules.settings import Settings
 from chatlearn.runtime.arguments import copied_arguments
@@ -210,7 +211,8 @@ class Worker:
         def client(ref: ClientRef) -> Client:
             return Client(ref, self.ask, call, self.name, self.replica, reports)
 
-        return with_clients(call.constants, client, ClientRef)
+        constants = with_clients(call.constants, client, ClientRef)
+        return with_clients(constants, _copied, (torch.Tensor, np.ndarray)) if constants else constants
 
     def gather(self, value: tuple[Rows, ...]) -> Batch:
         """Rows from several places as one batch that lives here."""
@@ -353,6 +355,10 @@ class Worker:
         if place[0] not in STEP_PHASES or self.settings.seeds_globals:
             seed_everything(seed)
         self._context.enter(seed, noise_seed)
+
+
+def _copied(value: Any) -> Any:
+    return value.detach().clone() if is_instance(value, torch.Tensor) else value.copy()
 
 
 def _nobody(module: str, replica: int, call: StepCall, data: tuple[Batch, ...]) -> tuple[Any, Report]:
