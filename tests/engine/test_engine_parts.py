@@ -319,3 +319,9 @@ def test_a_checkpoint_of_a_module_that_is_gone_is_refused_by_name(tmp_path: Path
     checkpoint = str(tmp_path / "run" / "checkpoints" / "episode-000001")
     with pytest.raises(chatlearn.CheckpointError, match="holds the state of learner, but no flow uses such a module"):
         learn("student", num_episode=2, resume=checkpoint)
+
+
+def test_post_processing_that_can_not_be_called_is_refused() -> None:
+    source = Source("source")
+    with pytest.raises(EngineError, match="set_post_process_func takes a function"):
+        Evaluator(lambda batch: source.eval_step(batch)).set_post_process_func(3)  # type: ignore[arg-type]

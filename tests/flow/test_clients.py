@@ -120,3 +120,10 @@ def test_clients_of_clients_without_a_circle():
         critic.forward_step(batch)
 
     assert [node.clients for node in trace(flow)] == [(judge, critic), (critic,), ()]
+
+
+def test_a_constant_that_contains_itself_is_refused():
+    circle: list[object] = []
+    circle.append({"inside": circle})
+    with pytest.raises(FlowError, match=r"test_clients\.py:\d+: a list that contains itself"):
+        trace(lambda batch: agent.forward_step(batch, tools=circle))

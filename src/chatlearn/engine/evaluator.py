@@ -81,7 +81,13 @@ class Evaluator(Executor):
         return self
 
     def set_post_process_func(self, function: Callable[[list[Batch], dict[str, Any]], Any]) -> Self:
-        """Has ``function(results, info)`` called where a subclass would define :meth:`post_process`."""
+        """Has ``function(results, info)`` called where a subclass would define :meth:`post_process`.
+
+        Raises:
+            EngineError: it can't be called.
+        """
+        if not callable(function):
+            raise EngineError(f"set_post_process_func takes a function (results, info), got {function!r}.")
         self._post_process = function
         return self
 

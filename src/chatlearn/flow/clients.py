@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from chatlearn.errors import FlowError
 from chatlearn.flow.graph import Node
+from chatlearn.flow.symbols import caller_place
 
 
 def is_module(value: object) -> bool:
@@ -14,17 +15,25 @@ def is_module(value: object) -> bool:
     return isinstance(getattr(type(value), "_step_functions", None), dict)
 
 
-def find_clients(value: object) -> list[Any]:
-    """The modules in nested dicts, lists and tuples, in order, without repeats."""
+def find_clients(value: object, around: tuple[int, ...] = ()) -> list[Any]:
+    """The modules in nested dicts, lists and tuples, in order, without repeats; ``around``: ids of those it stands in.
+
+    Raises:
+        FlowError: one contains itself.
+    """
     if is_module(value):
         return [value]
+    here = id(value)
+    if here in around:
+        raise FlowError(f"{caller_place()}: a {type(value).__name__} that contains itself can't be a step's constant.")
     if isinstance(value, dict):
         parts = list(cast("dict[object, object]", value).values())
     elif isinstance(value, (list, tuple)):
         parts = list(cast("list[object]", value))
     else:
         return []
-    return list({id(client): client for part in parts for client in find_clients(part)}.values())
+    inside = (*around, here)
+    return list({id(client): client for part in parts for client in find_clients(part, inside)}.values())
 
 
 def check_clients(nodes: Iterable[Node]) -> None:
