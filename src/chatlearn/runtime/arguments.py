@@ -30,6 +30,6 @@ def copied_arguments(description: Description) -> tuple[tuple[Any, ...], dict[st
 def _copies(value: Any) -> bool:
     try:
         copy.deepcopy(value)
-    except (TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError, OSError):
+    except (TypeError, ValueError, RuntimeError, AttributeError, OSError):
         return False
     return True
