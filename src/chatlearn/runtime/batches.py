@@ -175,14 +175,16 @@ def _own_value(value: Column) -> Column:
 
 def own_entry(entry: Any) -> Any:
     """A step's own lists, dicts and tuples around shared memory; objects of other kinds are shared."""
-    if is_instance(entry, torch.Tensor):
-        return entry.detach()
     kind = kind_of(entry)
+    if kind in _WITHOUT_MEMORY:
+        return entry
     if kind is dict:
-        return {key: own_entry(part) for key, part in entry.items()}
+        return {key: part if type(part) in _WITHOUT_MEMORY else own_entry(part) for key, part in entry.items()}
     if kind is list or kind is tuple:
         parts: list[Any] = list(entry) if _WITHOUT_MEMORY.issuperset(map(type, entry)) else list(map(own_entry, entry))
         return parts if kind is list else tuple(parts)
+    if is_instance(entry, torch.Tensor):
+        return entry.detach()
     return _read_only(entry) if isinstance(entry, np.ndarray) else entry
 
 
