@@ -37,7 +37,7 @@ from chatlearn.modules.torch import (
     ValueTrainer,
 )
 from chatlearn.recipes.ppo import recipe
-from chatlearn.recipes.ppo.task import build_model, build_tokenizer, load_splits
+from chatlearn.recipes.tasks.spell_backward import build_model, build_tokenizer, load_splits
 
 boundaries: list[float] = []
 """CPU time at the beginning of each episode."""
@@ -63,7 +63,7 @@ def run_engine(model_folder: Path, num_steps: int, seed: int, training: list[dic
             "runtime.export=[]",
         ]
         config = load_config(recipe.CONFIG, overrides)
-        init(recipe.ppo_config(config, str(model_folder), resume="never"))
+        init(recipe.DEMO.settled(config, str(model_folder), resume="never"))
         engine = RLHFEngine(
             TimedPolicy("policy"),
             PolicyReference("reference"),

@@ -1,4 +1,4 @@
-"""The table of bad inputs: five areas with all their causes, and what running one of them gives.
+"""The table of bad inputs: all areas with all their causes, and what running one of them gives.
 
 The entries stand in ``bad_input_areas``. ``tests/test_bad_inputs.py`` holds each message against the words of its
 entry, and ``docs/error-messages.md`` is made of the same messages.
@@ -19,10 +19,23 @@ from unittest import mock
 
 import pytest
 import toys
-from bad_input_areas import configuration, data, flows, life_cycle, modules, prompts, steps, yaml_files
+from bad_input_areas import (
+    configuration,
+    data,
+    flows,
+    groups,
+    life_cycle,
+    lora,
+    modules,
+    prompts,
+    rewards,
+    steps,
+    yaml_files,
+)
 from bad_input_areas.cause import Cause
 from bad_input_areas.program import begin
 
+import chatlearn
 from chatlearn.config import active
 
 
@@ -46,10 +59,18 @@ class Area:
 
 
 AREAS = (
-    Area("Configuration", 35, [*yaml_files.CAUSES, *configuration.CAUSES], begins=False, starts_nothing=True),
+    Area(
+        "Configuration",
+        35,
+        [*yaml_files.CAUSES, *configuration.CAUSES, *lora.BEFORE],
+        begins=False,
+        starts_nothing=True,
+    ),
     Area("Flows", 15, flows.CAUSES, starts_nothing=True),
-    Area("Modules and steps", 20, [*modules.CAUSES, *steps.CAUSES]),
+    Area("Modules and steps", 20, [*modules.CAUSES, *steps.CAUSES, *lora.AT_SETUP]),
     Area("Data", 20, [*prompts.CAUSES, *data.CAUSES]),
+    Area("Rewards", 20, rewards.CAUSES),
+    Area("Groups and objectives", 10, groups.CAUSES),
     Area("Life cycle of an engine", 10, life_cycle.CAUSES),
 )
 """In the order of the documentation."""
@@ -105,4 +126,4 @@ def _readable(text: str, act: Callable[[], Any], folder: Path) -> str:
     code = act.__code__
     first = min((line for *_, line in code.co_lines() if line and line > code.co_firstlineno), default=1)
     text = re.sub(rf"{re.escape(code.co_filename)}:(\d+)", lambda place: f"train.py:{int(place[1]) - first + 1}", text)
-    return text.replace(f"{folder}/", "")
+    return text.replace(f"{folder}/", "").replace(f"{Path(chatlearn.__file__).parents[1]}/", "")

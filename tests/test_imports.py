@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import chatlearn
-from chatlearn import BaseModule, Engine, Environment, EvalEngine, Evaluator, RLHFEngine, Trainer
+from chatlearn import BaseModule, Engine, Environment, EvalEngine, Evaluator, GRPOEngine, RLHFEngine, Trainer
 
 HEAVY = ["torch", "ray", "transformers", "tensorboard", "matplotlib", "reasoning_gym"]
 
@@ -50,6 +50,7 @@ PUBLIC = [
     "Config",
     "Engine",
     "EvalEngine",
+    "GRPOEngine",
     "RLHFEngine",
     "Environment",
     "Trainer",
@@ -90,7 +91,7 @@ def test_both_spellings_are_the_same_thing() -> None:
     assert chatlearn.RLHFTorchModule is chatlearn.TorchModule
 
 
-@pytest.mark.parametrize("name", ["RLHFMegatronModule", "MegatronModule", "GRPOEngine", "VLLMModule", "typo"])
+@pytest.mark.parametrize("name", ["RLHFMegatronModule", "MegatronModule", "DPOEngine", "VLLMModule", "typo"])
 def test_what_does_not_work_yet_has_no_name(name: str) -> None:
     """A name appears when the thing works, never as an alias of something else."""
     assert not hasattr(chatlearn, name)
@@ -153,14 +154,19 @@ SIGNATURES = {
         "stop": "(self)",
     },
     RLHFEngine: {"__init__": "(self, policy, reference, reward, value, ppo_policy, ppo_value)"},
+    GRPOEngine: {
+        "__init__": "(self, policy, reference, reward, ppo_policy, *, advantages=None, reward_weights=None, "
+        "combine='sum_then_normalize', recompute_logprobs=False, greedy_baseline=False, drop_silent_groups=False)"
+    },
     EvalEngine: {"__init__": "(self, eval_flow=None, evaluator=None)", "eval": "(self)"},
     Environment: {
         "__init__": "(self, flow)",
         "set_dataset": "(self, prompts)",
         "set_multiple_datasets": "(self, datasets, data_ratio=None)",
-        "stream": "(self, deployment, state)",
+        "stream": "(self, deployment, state, note=<built-in function print>)",
         "batch_size": "(self, deployment)",
-        "run": "(self, deployment, batch, ids, *, phase, counters, place, is_eval=False)",
+        "run": "(self, deployment, batch, ids, *, phase, counters, place, is_eval=False, lost=None)",
+        "gathered": "(self, deployment, rows)",
     },
     Trainer: {
         "__init__": "(self, flow)",
@@ -196,7 +202,7 @@ def test_signatures(cls: type, method: str) -> None:
     assert _signature(getattr(cls, method)) == SIGNATURES[cls][method]
 
 
-@pytest.mark.parametrize("cls", [Engine, RLHFEngine, EvalEngine, Environment, Trainer, Evaluator])
+@pytest.mark.parametrize("cls", [Engine, RLHFEngine, GRPOEngine, EvalEngine, Environment, Trainer, Evaluator])
 def test_every_public_method_is_pinned(cls: type) -> None:
     pinned = {name for base in cls.__mro__ for name in SIGNATURES.get(base, {})} | set(SIGNATURES[Environment])
     public = {n for n, f in inspect.getmembers(cls, inspect.isfunction) if not n.startswith("_")}

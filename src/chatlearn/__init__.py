@@ -11,6 +11,7 @@ _HOMES = {
     "get_config": "chatlearn.config.active",
     "Config": "chatlearn.config.schema",
     "Engine": "chatlearn.engine.engine",
+    "GRPOEngine": "chatlearn.engine.presets",
     "RLHFEngine": "chatlearn.engine.presets",
     "EvalEngine": "chatlearn.engine.presets",
     "Environment": "chatlearn.engine.environment",
@@ -57,6 +58,7 @@ __all__ = [
     "EvalEngine",
     "Evaluator",
     "FlowError",
+    "GRPOEngine",
     "MissingStepError",
     "ModuleError",
     "RLHFEngine",
@@ -98,7 +100,7 @@ if TYPE_CHECKING:
     from chatlearn.engine.engine import Engine
     from chatlearn.engine.environment import Environment
     from chatlearn.engine.evaluator import Evaluator
-    from chatlearn.engine.presets import EvalEngine, RLHFEngine
+    from chatlearn.engine.presets import EvalEngine, GRPOEngine, RLHFEngine
     from chatlearn.engine.trainer import Trainer
     from chatlearn.errors import (
         ChatLearnError,

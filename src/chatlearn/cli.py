@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
 import io
 import runpy
 import sys
@@ -144,8 +143,8 @@ def _run(what: str, _: argparse.Namespace, rest: list[str]) -> None:
     if what.endswith(".py"):
         _run_script(what, rest)
     else:
-        recipe = _recipe(what)
-        recipe.run(_recipe_config(recipe, rest))
+        recipe, config = _recipe(what, rest)
+        recipe.run(config)
 
 
 def _check(what: str, _: argparse.Namespace, rest: list[str]) -> None:
@@ -157,8 +156,7 @@ def _check(what: str, _: argparse.Namespace, rest: list[str]) -> None:
         config = _config(None, rest)
         print("\n".join([describe(config), *notes(config)]))
     elif not what.endswith(".py"):
-        recipe = _recipe(what)
-        config = _recipe_config(recipe, rest)
+        recipe, config = _recipe(what, rest)
         flows = recipe.check(config)
         print(f"{describe(config)}\n\n{flows}")
     else:
@@ -200,8 +198,8 @@ def _graphs(what: str, rest: list[str]) -> list[Graph]:
             with contextlib.suppress(SystemExit):  # how a program ends that goes on with results
                 _run_script(what, rest)
         else:
-            recipe = _recipe(what)
-            recipe.check(_recipe_config(recipe, rest))
+            recipe, config = _recipe(what, rest)
+            recipe.check(config)
     if not engines:
         raise _nothing_to_check(what)
     executors = [each for engine in engines for each in (engine.environment, engine.trainer, engine.evaluator)]
@@ -245,9 +243,11 @@ def _doctor(_: str, __: argparse.Namespace, ___: list[str]) -> None:
 
 
 def _report(what: str, options: argparse.Namespace, _: list[str]) -> None:
-    from chatlearn.report.html import write_report
+    from chatlearn.report import alarm_lines, write_report
 
     print(write_report(Path(what), options.out))
+    for line in alarm_lines(Path(what)):
+        print(line, file=sys.stderr)
 
 
 COMMANDS: dict[str, Command] = {
@@ -297,7 +297,8 @@ def _write(text: str, out: Path | None) -> None:
         raise ConfigError(f"{out.absolute()} can't be written: {error.strerror}. Give another path after -o.") from None
 
 
-def _recipe(name: str) -> Any:
+def _recipe(name: str, rest: list[str]) -> tuple[Any, Config]:
+    """The module of a recipe, and the configuration that the words describe."""
     if name not in RECIPES:
         from difflib import get_close_matches
 
@@ -307,15 +308,12 @@ def _recipe(name: str) -> Any:
             f"There is no recipe {name!r}{hint} Recipes: {', '.join(RECIPES)}. A program of your own ends in .py."
         )
     try:
-        return importlib.import_module(RECIPES[name])
+        recipe = RECIPES[name].load()
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"The recipe {name} needs {error.name}, which is not installed: pip install 'chatlearn[demo]'"
         ) from None
-
-
-def _recipe_config(recipe: Any, rest: list[str]) -> Config:
-    return _config(recipe.CONFIG, rest)
+    return recipe, _config(RECIPES[name].config_path, rest)
 
 
 def _config(default: Path | None, rest: list[str]) -> Config:

@@ -16,6 +16,7 @@ Token fields of the ready-made modules:
 ``advantages``       ``[B, T]`` float32
 ``returns``          ``[B, T]`` float32
 ``rewards``          ``[B]`` float32; one per sample
+``scored``           ``[B]`` bool; false where a sample could not be scored (its reward is 0)
 ``response``         list of B str
 ``finished``         ``[B]`` bool; the response ended by itself, not at the length limit
 ===================  ==========================================================================================

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from chatlearn.algorithms import advantages, importance, kl, lengths, losses
+from chatlearn.algorithms import advantages, importance, kl, lengths, losses, reward_mixing
 
 FIELDS = "(logprobs, old_logprobs, advantages, mask, *, "
 SURROGATE = ", aggregation='seq_mean_mean', weights=None)"
@@ -23,6 +23,7 @@ SIGNATURES = {
     kl.kl_estimate: "(logprobs, ref_logprobs, estimator)",
     kl.AdaptiveKLController: "(coef, target, horizon, *, clip=0.2)",
     lengths.overlong_penalty: "(lengths_B, *, max_length, buffer)",
+    reward_mixing.combine_rewards: "(components, weights, group_ids_B, *, mode='sum_then_normalize', eps=1e-06)",
     losses.aggregate: "(loss_BT, mask_BT, mode, *, max_length=None)",
     losses.aggregate_sum: "(loss_BT, mask_BT, mode)",
     losses.aggregate_count: "(mask_BT, mode, *, max_length=None)",

@@ -251,7 +251,7 @@ def too_few_rewards() -> None:
 
 @cause(
     StepError,
-    says="sample 0 got nan",
+    says="sample 0 of the batch (id 0) got nan",
     at=("reward function my_rewards.ratio", AT_REWARD),
     fix="expected a finite number, or None if the sample can't be scored",
 )

@@ -123,4 +123,4 @@ def test_token_fields_hold_the_response_only() -> None:
         other=torch.tensor([[1, 2], [3, 4]]),
         nested={"flag": torch.tensor([True, False]), "none": None},
     )
-    assert row == {**IDS, "tokens": [5, 6], "other": [3, 4], "nested": {"flag": False, "none": None}}
+    assert row == {**IDS, "length": 2, "tokens": [5, 6], "other": [3, 4], "nested": {"flag": False, "none": None}}

@@ -8,12 +8,11 @@ import json
 import math
 import re
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 import toys
+from report_page import EVIL, Page, points_of, write_rows
 
 import chatlearn
 from chatlearn.errors import CheckpointError
@@ -21,50 +20,6 @@ from chatlearn.observe.spans import TraceFile
 from chatlearn.report import write_report
 from chatlearn.report.charts import line_chart, thinned
 from chatlearn.report.run import RunData
-
-VOID = {"meta", "br", "img", "link", "input"}
-EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\" ' & \ud800 </style></td>"
-
-
-class Page(HTMLParser):
-    """Text by section, and everything that a page should not have."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.section = ""
-        self.text: dict[str, str] = {}
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.code: dict[str, str] = {}
-        self.source = path.read_text(encoding="utf-8")
-        self.feed(self.source)
-        self.close()
-        assert self.open == [], "tags that are not closed"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag == "section":
-            self.section = dict(attrs)["id"] or ""
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag, f"</{tag}> closes something else"
-        if tag == "section":
-            self.section = ""
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] in ("script", "style"):
-            self.code[self.open[-1]] = self.code.get(self.open[-1], "") + data
-        else:
-            self.text[self.section] = self.text.get(self.section, "") + " " + data
-
-    def find(self, tag: str, **attributes: str) -> list[dict[str, str | None]]:
-        wanted = {name.rstrip("_"): value for name, value in attributes.items()}.items()
-        return [found for name, found in self.tags if name == tag and wanted <= found.items()]
 
 
 @pytest.fixture(scope="module")
@@ -86,11 +41,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return parent / "toy"
 
 
-def _points(page: Page, label: str) -> list[tuple[int, float]]:
-    (line,) = page.find("g", **{"data-label": label})
-    return [(episode, float(value)) for _, _, episode, value in json.loads(line["data-points"] or "")]
-
-
 def test_a_real_run(run: Path) -> None:
     path = write_report(run)
     assert path == run / "report.html"
@@ -98,8 +48,8 @@ def test_a_real_run(run: Path) -> None:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for name in ("reward/reward", "learner/loss", "policy/action", "eval/reward/reward"):
         expected = [(row["episode"], row[name]) for row in rows if name in row]
-        assert _points(page, name) == [(episode, pytest.approx(value, rel=1e-3)) for episode, value in expected]
-    assert len(_points(page, "eval/reward/reward")) == 2
+        assert points_of(page, name) == [(episode, pytest.approx(value, rel=1e-3)) for episode, value in expected]
+    assert len(points_of(page, "eval/reward/reward")) == 2
     assert "finished" in page.text[""]
     assert "toy" in page.text[""]
     for phase in ("experience", "train", "sync", "evaluate"):
@@ -148,20 +98,13 @@ def test_nothing_comes_from_elsewhere(run: Path) -> None:
         assert f"{kind}-src 'sha256-{digest}'" in policy
 
 
-def _write(folder: Path, name: str, *rows: Any) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / name).parent.mkdir(exist_ok=True)
-    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
-
-
 def test_text_of_models_stays_text(tmp_path: Path) -> None:
     """In samples, names of metrics, of replicas, of the run, in the configuration and the result."""
     folder = tmp_path / "a <b>run</b> & more"
     sample = {"sample_id": 0, "prompt": EVIL, "response": EVIL * 50, "extra": {EVIL: [EVIL]}, EVIL: EVIL}
-    _write(folder, "metrics.jsonl", *({"episode": e, f"m/{EVIL}": e, f"{EVIL}/reward": e, EVIL: 1} for e in (1, 2)))
-    _write(folder, "samples/episode-000001.jsonl", sample)
-    _write(folder, "result.json", {"status": EVIL, "episodes": EVIL})
+    write_rows(folder, "metrics.jsonl", *({"episode": e, f"m/{EVIL}": e, f"{EVIL}/reward": e, EVIL: 1} for e in (1, 2)))
+    write_rows(folder, "samples/episode-000001.jsonl", sample)
+    write_rows(folder, "result.json", {"status": EVIL, "episodes": EVIL})
     (folder / "config.yaml").write_bytes(f"runtime:  # {EVIL}\n  a: {EVIL}  # dict\n".encode("utf-8", "replace"))
     trace = TraceFile(folder / "trace.json")
     trace.add(EVIL, EVIL, 0, 1)
@@ -211,7 +154,7 @@ def test_a_folder_that_is_no_run(make: Callable[[Path], Path], tmp_path: Path) -
 def test_a_run_in_the_middle_of_its_work(tmp_path: Path) -> None:
     """Torn lines, empty files, values that are not finite, half a result."""
     row = {"episode": 1, "a/loss": 1.0, "time/train_seconds": 2.0}
-    _write(tmp_path, "metrics.jsonl", row, {**row, "episode": 2, "a/loss": None, "non_finite": {"a/loss": "nan"}})
+    write_rows(tmp_path, "metrics.jsonl", row, {**row, "episode": 2, "a/loss": None, "non_finite": {"a/loss": "nan"}})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({**row, "episode": 3, "a/loss": 3.0}) + '\n{"episode": 4, "a/lo')
     (tmp_path / "result.json").write_text('{"status": "run')
@@ -220,7 +163,7 @@ def test_a_run_in_the_middle_of_its_work(tmp_path: Path) -> None:
     (tmp_path / "trace.json").write_text('{"traceEvents":[\n{"ph":"X","na')
     (tmp_path / "checkpoints" / "episode-000002.partial").mkdir(parents=True)
     page = Page(write_report(tmp_path))
-    assert _points(page, "a/loss") == [(1, 1.0), (3, 3.0)]
+    assert points_of(page, "a/loss") == [(1, 1.0), (3, 3.0)]
     (path,) = [attributes["d"] for tag, attributes in page.tags if tag == "path"]
     assert (path or "").count("M") == 2  # a gap where the value was not finite
     assert "No checkpoints" in page.text["checkpoints"]
@@ -228,8 +171,8 @@ def test_a_run_in_the_middle_of_its_work(tmp_path: Path) -> None:
 
 def test_only_a_few_samples_are_read(tmp_path: Path) -> None:
     rows = [{"sample_id": index, "prompt": f"prompt-{index}"} for index in range(100)]
-    _write(tmp_path, "samples/episode-000001.jsonl", *rows)
-    _write(tmp_path, "metrics.jsonl", {"episode": 1})
+    write_rows(tmp_path, "samples/episode-000001.jsonl", *rows)
+    write_rows(tmp_path, "metrics.jsonl", {"episode": 1})
     assert len(RunData(tmp_path).samples["episode-000001"]) == 6
     assert "prompt-5" in Page(write_report(tmp_path)).text["samples"]
 
@@ -237,11 +180,11 @@ def test_only_a_few_samples_are_read(tmp_path: Path) -> None:
 def test_long_runs_make_small_pages(tmp_path: Path) -> None:
     rows = [{"episode": e, "a/loss": math.sin(e / 500), "time/train_seconds": 1.0} for e in range(1, 20_001)]
     rows[7000]["a/loss"] = 50.0
-    _write(tmp_path, "metrics.jsonl", *rows)
+    write_rows(tmp_path, "metrics.jsonl", *rows)
     path = write_report(tmp_path)
     assert path.stat().st_size < 100_000
     page = Page(path)
-    points = _points(page, "a/loss")
+    points = points_of(page, "a/loss")
     assert (7001, 50.0) in points  # a peak is not lost
     assert points[-1][0] == 20_000
     assert "mean of 167 episodes" in page.text["phases"]

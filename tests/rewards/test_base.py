@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from chatlearn.errors import ConfigError, DataError
-from chatlearn.rewards import resolve, score
+from chatlearn.rewards import find_failing, resolve, score
 
 PROMPTS = ["p0", "p1", "p2"]
 COMPLETIONS = ["a", "bb", "ccc"]
@@ -177,3 +177,35 @@ def test_import_stays_light():
     code = f"import sys, chatlearn.rewards; print(sorted({heavy} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_samples_are_named_as_the_caller_says():
+    with pytest.raises(DataError, match="the third one got 'x'"):
+        score(returning([0, 0, "x"]), PROMPTS, COMPLETIONS, names=["one", "two", "the third one"])
+
+
+def test_the_first_sample_that_raises_alone_is_found_with_its_own_columns():
+    def divide(prompts, completions, answer, nested):
+        assert [len(part) for part in (prompts, completions, answer, nested["x"])] == [len(prompts)] * 4
+        return [1 / number for number in answer]
+
+    columns = {"answer": torch.tensor([1.0, 2.0, 4.0]).tolist(), "nested": {"x": torch.ones(3, 2)}}
+    columns["answer"][1] = 0
+    index, error = find_failing(divide, PROMPTS, COMPLETIONS, columns)
+    assert index == 1
+    assert isinstance(error, ZeroDivisionError)
+
+
+def test_none_is_found_where_only_the_batch_raises_or_the_time_is_up():
+    calls = []
+
+    def at_most_two(prompts, completions):
+        calls.append(len(prompts))
+        if len(prompts) > 2:
+            raise ValueError("too many")
+        return [0.0] * len(prompts)
+
+    assert find_failing(at_most_two, PROMPTS, COMPLETIONS, {}) is None
+    assert calls == [1, 1, 1]
+    assert find_failing(at_most_two, PROMPTS, COMPLETIONS, {}, max_seconds=-1) is None
+    assert calls == [1, 1, 1]

@@ -65,3 +65,27 @@ def test_absent_library_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
     with pytest.raises(DataError, match=r"pip install 'chatlearn\[demo\]'"):
         ReasoningGymReward("spell_backward")
+
+
+def test_binary_counts_exact_answers_only(reward):
+    binary = ReasoningGymReward("spell_backward", binary=True, min_word_len=3, max_word_len=7)
+    assert scores(binary, ["regit", "regix", "tiger"]) == [1.0, 0.0, 0.0]
+    assert scores(reward, ["regix"]) == pytest.approx([0.8])
+
+
+def test_binary_survives_copies():
+    binary = ReasoningGymReward("spell_backward", binary=True)
+    assert scores(pickle.loads(pickle.dumps(binary)), ["regix"]) == [0.0]
+    assert repr(binary) == "ReasoningGymReward('spell_backward', binary=True)"
+
+
+def test_palindromes_get_partial_scores_unless_they_are_binary():
+    """The letters a, a and b have one palindrome, aba; the library gives 0.01 to anything that is none."""
+    entry = {"question": "?", "answer": "aba", "metadata": {"letters": ["a", "a", "b"], "generated_palindrome": "aba"}}
+    columns = {"entry": [entry] * 2}
+    raw = ReasoningGymReward("palindrome_generation", min_length=3, max_length=6)
+    exact = ReasoningGymReward("palindrome_generation", min_length=3, max_length=6, binary=True)
+    partial = score(raw, ["?"] * 2, ["aba", "aab"], columns)
+    assert partial[0] == 1.0
+    assert 0 < partial[1] < 1
+    assert score(exact, ["?"] * 2, ["aba", "aab"], columns) == [1.0, 0.0]

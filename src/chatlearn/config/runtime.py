@@ -77,6 +77,15 @@ class RuntimeConfig(Section):
         default="fixed",
         description="`fixed` trains once an episode's experience is complete, `dynamic` while it arrives.",
     )
+    max_refill_rounds: int = Field(
+        default=0,
+        ge=0,
+        description="Further rounds of prompts at most in an episode of which steps that filter have left fewer than "
+        "`sample_per_episode` samples (dynamic sampling); 0 goes on with fewer.",
+    )
+    refill_round_size: int | None = Field(
+        default=None, ge=1, description="Samples in each further round; `null` is as many as in `sample_per_episode`."
+    )
     max_replay_episode: int = Field(
         default=1,
         ge=-1,

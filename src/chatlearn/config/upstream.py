@@ -18,7 +18,8 @@ WITHOUT_EFFECT: dict[str, dict[str, str]] = {
         "expert_model_parallel_size": _RANKS,
         **dict.fromkeys(("fsdp_size", "sp_size", "zero_size"), _RANKS),
         "model_type": "the module's class decides",
-        "lora": "the modules of this version train all weights",
+        "lora": "write models.<name>.args.lora for a ready-made module, with r for lora_dim, alpha for lora_dim x "
+        "lora_scaling, dropout for lora_dropout, and names of layers in target_modules for lora_layer",
     },
     "models.*.batch_generation": {"min_prompt_length": "responses are generated for whole batches, in one stage"},
     "runtime": {

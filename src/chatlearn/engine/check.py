@@ -10,6 +10,7 @@ from chatlearn.config.schema import Config, ModelConfig
 from chatlearn.data.prompts import num_samples, read_sample
 from chatlearn.engine.environment import Environment
 from chatlearn.engine.evaluator import Evaluator
+from chatlearn.engine.refill import drops_rows
 from chatlearn.engine.residency import can_offload
 from chatlearn.engine.trainer import Trainer
 from chatlearn.errors import DataError, EngineError, FlowError, ModuleError
@@ -69,7 +70,7 @@ def check_modules(
     raise_problems(problems + check_export(config, modules))
     for name, module in modules.items():
         check_replicable(module, config.model(name).num_replica)
-    return notes + check_offload(config, modules)
+    return notes + check_offload(config, modules) + check_refill(config, environment)
 
 
 def _section(config: Config, name: str) -> ModelConfig:
@@ -99,6 +100,8 @@ def check_groups(config: Config, environment: Environment | None, trainer: Train
         "runtime.sample_per_episode": runtime.sample_per_episode,
         "runtime.consumed_samples": runtime.consumed_samples,
     }
+    if runtime.refill_round_size is not None:
+        sizes["runtime.refill_round_size"] = runtime.refill_round_size
     if trainer is not None:
         sizes["runtime.train_global_batch_size"] = runtime.train_global_batch_size
     for name in () if environment is None else environment.graph.modules:
@@ -138,6 +141,21 @@ def check_offload(config: Config, modules: Mapping[str, BaseModule]) -> list[str
         f"offload(tags) and onload(tags), so it keeps them."
         for name, module in modules.items()
         if (tags := config.model(name).offload_tags) and not can_offload(module)
+    ]
+
+
+def check_refill(config: Config, environment: Environment | None) -> list[str]:
+    """Notes on further rounds of prompts that will never come."""
+    runtime = config.runtime
+    if not runtime.max_refill_rounds:
+        unused = "runtime.refill_round_size is set, but runtime.max_refill_rounds is 0, so there are no further rounds."
+        return [unused] if runtime.refill_round_size is not None else []
+    if environment is not None and drops_rows(environment.graph):
+        return []
+    flow = "there is no environment" if environment is None else f"no step of {environment.graph.name} filters"
+    return [
+        f"runtime.max_refill_rounds is {runtime.max_refill_rounds}, but {flow}, so nothing is ever refilled. Mark the "
+        f"step that drops samples with @chatlearn.step(filters=True), or set it to 0."
     ]
 
 

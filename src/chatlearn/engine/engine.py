@@ -225,14 +225,17 @@ class Engine(Wiring):
     # -- the parts of an episode --
 
     def _make_experience(self, run: Run) -> StreamDataset:
-        maker = self.environment or self.trainer
         self._deployed.occupy(self._at_work_at_first)
-        source = iter(()) if maker is None else maker.stream(self._deployed, run.state)
-        experience = self._stream(run, source)
+        experience = self._stream(run, self._source(run))
         if not self._trains_on_arrival:
             experience.fill()
         run.lap("experience")
         return experience
+
+    def _source(self, run: Run) -> Iterator[Experience]:
+        if self.environment is not None:
+            return self.environment.stream(self._deployed, run.state, lambda text: run.note_once("refill", text))
+        return iter(()) if self.trainer is None else self.trainer.stream(self._deployed, run.state)
 
     def _train(self, run: Run, experience: StreamDataset) -> None:
         if self.trainer is not None:

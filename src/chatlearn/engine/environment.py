@@ -10,8 +10,10 @@ from chatlearn.checkpoint.store import RunState
 from chatlearn.data.stream import Experience
 from chatlearn.engine.deployment import Deployment
 from chatlearn.engine.executor import Executor, check_steps
-from chatlearn.engine.prompts import Prompts
+from chatlearn.engine.prompts import OpenPrompts, Prompts
+from chatlearn.engine.refill import Refill
 from chatlearn.flow.graph import Node
+from chatlearn.runtime.calls import Rows
 
 
 class Environment(Executor):
@@ -41,24 +43,51 @@ class Environment(Executor):
         self.given = self.prompts = self.given.several(datasets, data_ratio)
         return self
 
-    def stream(self, deployment: Deployment, state: RunState) -> Iterator[Experience]:
+    def stream(
+        self, deployment: Deployment, state: RunState, note: Callable[[str], None] = print
+    ) -> Iterator[Experience]:
         """Makes one episode's experience, batch by batch, and moves the positions in ``state`` on.
 
         As many batches are in flight as the cluster can use; they come out complete, in batch order. One that is
-        complete comes out before the driver turns to the next, so that training can begin.
+        complete comes out before the driver turns to the next, so that training can begin. Where steps have dropped
+        samples, further rounds of prompts follow (``runtime.max_refill_rounds``), each once the one before is complete.
+
+        Args:
+            deployment: of the modules.
+            state: of the run.
+            note: is told of an episode that has too few samples after its last round.
+
+        Raises:
+            DataError: further rounds are allowed, and after the last one there are no samples at all.
         """
         assert self.graph.root is not None
         prompts = self.prompts.open(deployment, self.graph.root.module.name)
+        runtime = deployment.config.runtime
+        refill = Refill(runtime, self.graph, state.episode)
+        for count in refill.rounds():
+            for experience in self._round(deployment, state, prompts, count, refill):
+                yield self._first_rows(deployment, experience, refill.keep(experience.ids))
+        if runtime.max_refill_rounds:
+            deployment.metrics.add(refill.metrics())
+            if text := refill.shortage():
+                note(text)
+
+    def _round(
+        self, deployment: Deployment, state: RunState, prompts: OpenPrompts, count: int, refill: Refill
+    ) -> Iterator[Experience]:
+        """The experience of the next ``count`` samples, complete."""
         window = deployment.window(self.graph.modules)
         in_flight: deque[Experience] = deque()
-        for batch, ids in prompts.episode(state.position, self.batch_size(deployment), state.weight_version):
+        further = f", further round {refill.num_further}" if refill.num_further else ""
+        for batch, ids in prompts.episode(state.position, self.batch_size(deployment), state.weight_version, count):
             outputs, made = self.run(
                 deployment,
                 batch,
                 ids,
                 phase="experience",
                 counters=state.generation_batches,
-                place=f"episode {state.episode + 1}",
+                place=f"episode {state.episode + 1}{further}",
+                lost=refill.lost,
             )
             in_flight.append(Experience(outputs, made))
             state.position += len(ids)
@@ -66,6 +95,14 @@ class Environment(Executor):
                 yield _complete(deployment, in_flight.popleft())
         while in_flight:
             yield _complete(deployment, in_flight.popleft())
+
+    def _first_rows(self, deployment: Deployment, experience: Experience, count: int) -> Experience:
+        """A batch of experience without its rows from ``count`` on."""
+        if count == len(experience.ids):
+            return experience
+        rows = range(count)
+        sources = [self.gathered(deployment, Rows((source,), rows)) for source in experience.sources if rows]
+        return _complete(deployment, Experience(tuple(sources), experience.ids.take(rows)))
 
 
 def _is_complete(deployment: Deployment, experience: Experience) -> bool:

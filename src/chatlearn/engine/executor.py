@@ -43,6 +43,7 @@ class Executor:
         counters: dict[str, int],
         place: str,
         is_eval: bool = False,
+        lost: dict[int, int] | None = None,
     ) -> tuple[tuple[Future, ...], SampleIds]:
         """Runs the flow on one batch.
 
@@ -54,11 +55,12 @@ class Executor:
             counters: module -> batches that it has been given before; moved on by this call.
             place: words for errors.
             is_eval: passed to steps whose signature has ``is_eval``.
+            lost: index of a node -> input rows that none of its output rows comes from; added to by this call.
 
         Returns:
             What the flow yields: one future per value, to be merged in order; and the ids of its rows.
         """
-        pass_ = _Pass(self.graph, deployment, batch, ids)
+        pass_ = _Pass(self, deployment, batch, ids, {} if lost is None else lost)
         advanced: dict[str, int] = {}
         for node in self.graph:
             rows = pass_.ids[node.space]
@@ -85,13 +87,21 @@ class Executor:
             counters[name] = counters.get(name, 0) + count
         return pass_.outputs()
 
+    def gathered(self, deployment: Deployment, rows: Rows) -> Future:
+        """Some rows of a batch as a batch of their own."""
+        handle = deployment.handles(next(iter(self.graph.modules)))[0]
+        return deployment.cluster.call(handle, "gather", (rows,))
+
 
 class _Pass:
     """One batch on its way through a flow: what each value stands for, and which rows there are in each row space."""
 
-    def __init__(self, graph: Graph, deployment: Deployment, batch: Future, ids: SampleIds) -> None:
+    def __init__(
+        self, executor: Executor, deployment: Deployment, batch: Future, ids: SampleIds, lost: dict[int, int]
+    ) -> None:
         self.ids = {BATCH: ids}
-        self._graph, self._deployment = graph, deployment
+        self._executor, self._deployment, self._lost = executor, deployment, lost
+        self._graph = executor.graph
         self._values: dict[int, Future] = {BATCH: batch}
         self._calls: dict[int, list[Call]] = {}
         self._source_rows: dict[int, list[int]] = {}
@@ -144,6 +154,8 @@ class _Pass:
             report: Report = self._deployment.cluster.get(call.report)
             rows += [offset + row for row in report.source_rows or ()]
             offset += call.num_rows
+        if num_lost := len(ids) - len(set(rows)):
+            self._lost[node.index] = self._lost.get(node.index, 0) + num_lost
         made = ids.take(rows) if node.filters else ids.expanded(rows)
         if (order := made.together()) is not None:
             rows, made = [rows[row] for row in order], made.take(order)
@@ -159,8 +171,7 @@ class _Pass:
         return self._gathered(Rows((self._values[index],), rows))
 
     def _gathered(self, rows: Rows) -> Future:
-        handle = self._deployment.handles(next(iter(self._graph.modules)))[0]
-        return self._deployment.cluster.call(handle, "gather", (rows,))
+        return self._executor.gathered(self._deployment, rows)
 
     def _joined(self, node: Node, outputs: list[Future]) -> Future:
         if len(outputs) == 1:

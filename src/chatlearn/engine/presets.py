@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from chatlearn.algorithms.reward_mixing import RewardMixing
 from chatlearn.engine.engine import Engine
 from chatlearn.engine.environment import Environment
 from chatlearn.engine.evaluator import Evaluation, Evaluator
 from chatlearn.engine.trainer import Trainer
 from chatlearn.errors import EngineError
+from chatlearn.modules.advantage_estimator import AdvantageEstimator
 from chatlearn.modules.base import BaseModule
 
 
@@ -98,3 +100,107 @@ class RLHFEngine(Engine):
 
         super().__init__(Environment(env_flow), Trainer(trainer_flow))
         self.set_parameter_sync(ppo_policy, policy).set_parameter_sync(ppo_value, value)
+
+
+class GRPOEngine(Engine):
+    """GRPO and its family: a prompt's other responses are what a response is compared with, in place of a value model.
+
+    Each prompt is sampled ``runtime.num_inference_per_prompt`` times (G), as a group that is kept whole. The policy
+    samples, the reference scores what it sampled, the rewards see both; an :class:`AdvantageEstimator` adds
+    ``advantages`` (a reward module that gives ``advantages`` itself is left its own), the trainer gets all of it, and
+    its weights go back to the policy.
+
+    Args:
+        policy: inference; takes the raw batch and builds the data set.
+        reference: inference; ``None`` where nothing reads the KL; the policy itself where it holds an adapter, whose
+            base model is then the reference (its step ``reference_step``).
+        reward: inference; called with the outputs of policy and reference, merged. A list of such modules, each giving
+            ``rewards``, is combined into a weighted sum.
+        ppo_policy: trains the policy.
+        advantages: how rewards become advantages; left out, ``AdvantageEstimator("advantages")``, which
+            ``models.advantages`` may configure.
+        reward_weights: one number for each reward of a list; left out, all are 1.
+        combine: of several rewards: ``sum_then_normalize`` estimates advantages from the weighted sum;
+            ``normalize_then_sum`` brings each reward to one scale within its group first.
+        recompute_logprobs: the trainer computes the log-probabilities of the sampled tokens again (its
+            ``forward_step``), as ``old_logprobs``: for importance correction, and to see the mismatch.
+        greedy_baseline: the baseline is the reward of the greedy response to each prompt (ReMax).
+        drop_silent_groups: groups without signal are left out (dynamic sampling); ``runtime.max_refill_rounds``
+            fills up.
+
+    Raises:
+        EngineError: there is no reward, or the weights don't fit.
+    """
+
+    def __init__(
+        self,
+        policy: BaseModule,
+        reference: BaseModule | None,
+        reward: BaseModule | Sequence[BaseModule],
+        ppo_policy: BaseModule,
+        *,
+        advantages: BaseModule | None = None,
+        reward_weights: Sequence[float] | None = None,
+        combine: RewardMixing = "sum_then_normalize",
+        recompute_logprobs: bool = False,
+        greedy_baseline: bool = False,
+        drop_silent_groups: bool = False,
+    ) -> None:
+        rewards = [reward] if isinstance(reward, BaseModule) else list(reward)
+        weights = _weights(reward_weights, rewards)
+        names = [each.name for each in rewards]
+        estimator = advantages or AdvantageEstimator("advantages")
+
+        def rewarded(samples: Any, *scored: Any) -> Any:
+            outputs = [each.forward_step(samples, *scored) for each in rewards]
+            if len(outputs) == 1:
+                return outputs[0]
+            return estimator.combine(*outputs, names=names, weights=weights, mode=combine)
+
+        def env_flow(batch: Any) -> Any:
+            samples = policy.forward_step(batch)
+            seen = [samples]
+            if recompute_logprobs:
+                seen.append(ppo_policy.forward_step(samples))
+            if reference is policy:
+                seen.append(_reference_step(policy)(samples))
+            elif reference is not None:
+                seen.append(reference.forward_step(samples))
+            seen.append(rewarded(*seen))
+            if greedy_baseline:
+                seen.append(estimator.remax(*seen, rewarded(policy.forward_step(batch, greedy=True))))
+            else:
+                seen.append(estimator.forward_step(*seen))
+            if drop_silent_groups:
+                seen.append(estimator.keep_signal(*seen))
+            return tuple(seen)
+
+        def trainer_flow(batch: Any) -> None:
+            ppo_policy.train_step(batch)
+
+        super().__init__(Environment(env_flow), Trainer(trainer_flow))
+        self.set_parameter_sync(ppo_policy, policy)
+
+
+def _reference_step(policy: BaseModule) -> Callable[[Any], Any]:
+    """The step of a policy with an adapter that scores without it."""
+    found = getattr(policy, "reference_step", None)
+    if found is None:
+        raise EngineError(
+            f"GRPOEngine: {policy.name!r} is to be its own reference, but {type(policy).__name__} has no step "
+            f"`reference_step`. Give a reference module, or None."
+        )
+    return found
+
+
+def _weights(given: Sequence[float] | None, rewards: Sequence[BaseModule]) -> list[float]:
+    """One weight for each reward."""
+    if not rewards:
+        raise EngineError("GRPOEngine got no reward. Give a reward module, or a list of them.")
+    weights = [1.0] * len(rewards) if given is None else [float(weight) for weight in given]
+    if len(weights) != len(rewards):
+        raise EngineError(
+            f"GRPOEngine got {len(weights)} reward_weights for {len(rewards)} rewards "
+            f"({', '.join(each.name for each in rewards)}). Give one number for each."
+        )
+    return weights

@@ -117,15 +117,18 @@ class OpenPrompts:
         config = self.deployment.config
         return config.runtime.data_rerank or config.model(self.root).batch_generation.ranking
 
-    def episode(self, position: int, size: int, weight_version: int) -> Iterator[tuple[Future, SampleIds]]:
-        """The samples of one episode, batch by batch, and their ids.
+    def episode(
+        self, position: int, size: int, weight_version: int, count: int | None = None
+    ) -> Iterator[tuple[Future, SampleIds]]:
+        """The samples of one episode, or of one round of it, batch by batch, and their ids.
 
         Args:
             position: the sampler's, of the first sample.
             size: samples per batch; the last batch may be smaller.
             weight_version: of the rollout weights.
+            count: of samples; ``None`` is ``runtime.sample_per_episode``.
         """
-        count = self.deployment.config.runtime.sample_per_episode
+        count = count or self.deployment.config.runtime.sample_per_episode
         order = self._by_length(position, count, weight_version)
         for start in range(0, count, size):
             number = min(size, count - start)
@@ -137,7 +140,7 @@ class OpenPrompts:
             yield self.deployment.fetch(self.root, self._picks(ids), position + start), ids
 
     def _by_length(self, position: int, count: int, weight_version: int) -> SampleIds | None:
-        """The whole episode sorted by length, where that is asked for."""
+        """The whole episode (or round) sorted by length, where that is asked for."""
         if not self.is_reranked:
             return None
         ids = self.sampler.ids(position, count, weight_version)

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from chatlearn.modules.base import merge_batches
 from chatlearn.observe.curve import draw_learning_curve
 from chatlearn.observe.profiler import episode_profiler
 from chatlearn.observe.progress import Progress
-from chatlearn.observe.samples import sample_line
+from chatlearn.observe.samples import sample_lines
 from chatlearn.observe.sinks import GuardedSink, open_sinks
 from chatlearn.observe.spans import TraceFile
 
@@ -71,6 +72,7 @@ class Run:
         self._trace: TraceFile | None = None
         self._traced: Deployment | None = None
         self._marked_version = 0
+        self._noted: set[str] = set()
         self.profile: Callable[[int], AbstractContextManager[None]] = lambda episode: nullcontext()
 
     @property
@@ -146,6 +148,12 @@ class Run:
         """Tells the user something, once."""
         (self._progress.note if self._progress else print)(text)
 
+    def note_once(self, kind: str, text: str) -> None:
+        """Tells the user the first of all notes of this kind."""
+        if kind not in self._noted:
+            self._noted.add(kind)
+            self.note(text)
+
     def lap(self, phase: str) -> None:
         """The time since the last lap was spent on ``phase``."""
         now = time.monotonic()
@@ -184,21 +192,13 @@ class Run:
         self._progress.update(self.state.episode, row)
 
     def log_samples(self, deployment: Deployment, experience: Sequence[Experience]) -> None:
-        """Writes the first ``log_samples`` samples of the current episode, one JSON object a line."""
-        limit = self.config.runtime.log_samples
-        left = float("inf") if limit == "all" else limit
-        lines: list[str] = []
-        for part in experience:
-            if len(lines) >= left:
-                break
-            batch = merge_batches([deployment.cluster.get(source) or {} for source in part.sources])
-            for row in range(min(len(part.ids), int(min(left - len(lines), len(part.ids))))):
-                ids = {
-                    "sample_id": part.ids.sample_ids[row],
-                    "group_id": part.ids.group_ids[row],
-                    "weight_version": part.ids.weight_version,
-                }
-                lines.append(sample_line(ids, batch, row))
+        """Writes the first samples of the current episode, in whole groups, one JSON object a line."""
+
+        def fetch(part: Experience) -> dict[str, Any]:
+            return merge_batches([deployment.cluster.get(source) or {} for source in part.sources])
+
+        parts = [(part.ids, partial(fetch, part)) for part in experience]
+        lines = sample_lines(parts, self.config.runtime.log_samples, self.state.episode + 1)
         if lines:
             folder = self.path / "samples"
             folder.mkdir(exist_ok=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from chatlearn.config.active import active_generation, get_config, init
-from chatlearn.config.schema import Config
+from chatlearn.config.schema import Config, ModelConfig
 from chatlearn.data.replay import SampleFunction
 from chatlearn.engine.callbacks import Callback, Callbacks
 from chatlearn.engine.check import check_datasets, check_modules, check_reads, check_syncs, collect_modules
@@ -31,6 +31,12 @@ def _checked(part: _Part | None, kind: type[_Part], role: str) -> _Part | None:
     if callable(part):
         hint = f"Wrap the flow: {kind.__name__}(flow)"
     raise EngineError(f"The {role} of an engine has the type {kind.__name__}, got {_type_name(part)}. {hint}.")
+
+
+def _with_optional_entries(config: Config, modules: Mapping[str, BaseModule]) -> Config:
+    """The configuration, with an empty entry for each module that may do without one."""
+    missing = {n: ModelConfig() for n, each in modules.items() if each.optional_entry and n not in config.models}
+    return config.model_copy(update={"models": {**config.models, **missing}}) if config.models and missing else config
 
 
 def _type_name(value: object) -> str:
@@ -228,7 +234,7 @@ class Wiring:
             EngineError: ``init`` was called again since then.
         """
         if self._config is None:
-            self._config = get_config() if active_generation() else init()
+            self._config = _with_optional_entries(get_config() if active_generation() else init(), self._modules)
             self._generation = active_generation()
         if self._generation != active_generation():
             raise EngineError(

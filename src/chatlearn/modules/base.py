@@ -75,6 +75,7 @@ class BaseModule:
         thread_safe: steps draw from ``self.uniforms``, ``self.generator`` or a generator of their own only, and touch
             nothing that other modules do; with ``runtime_env.local_threads`` they may run beside others. Not for
             what they put into ``self``: one replica runs one step at a time.
+        optional_entry: the module may do without an entry under ``models`` though others have one.
         padding: key -> :class:`~chatlearn.data.padding.Padding`: how its values become equally wide where batches of
             different widths are put together; the rule of a key holds in the whole run.
         reads: keys that every step of the module needs in its first data parameter.
@@ -85,6 +86,7 @@ class BaseModule:
     mutates_inputs: ClassVar[bool] = False
     stateful: ClassVar[bool] = False
     thread_safe: ClassVar[bool] = False
+    optional_entry: ClassVar[bool] = False
     padding: ClassVar[Mapping[str, Padding]] = {}
     reads: frozenset[str] = frozenset()
     writes: frozenset[str] = frozenset()

@@ -5,14 +5,14 @@ from __future__ import annotations
 import bdb
 import json
 import math
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from chatlearn.guards import is_dict, is_instance, is_mapping, is_sequence
-from chatlearn.types import Batch
+from chatlearn.types import Batch, SampleIds
 
 _MAX_NUMBERS = 4096
 """Larger values of a sample are described, not written out."""
@@ -24,13 +24,55 @@ _MAX_BITS = 10_000
 """Python writes no longer integers as decimals."""
 
 
+def sample_lines(
+    parts: Sequence[tuple[SampleIds, Callable[[], Batch]]], limit: int | Literal["all"], episode: int
+) -> list[str]:
+    """The first samples of an episode, in whole groups as :func:`num_logged` counts them.
+
+    Args:
+        parts: the episode's batches: the ids of the rows, and what fetches them. Only what is written is fetched.
+        limit: ``runtime.log_samples``.
+        episode: from 1.
+
+    Returns:
+        Lines of :func:`sample_line`.
+    """
+    left = num_logged([group for ids, _ in parts for group in ids.group_ids], limit)
+    lines: list[str] = []
+    for ids, fetch in parts:
+        if not left:
+            break
+        batch, rows = fetch(), range(min(left, len(ids)))
+        for row in rows:
+            known = {"sample_id": ids.sample_ids[row], "group_id": ids.group_ids[row], "episode": episode}
+            lines.append(sample_line({**known, "weight_version": ids.weight_version}, batch, row))
+        left -= len(rows)
+    return lines
+
+
+def num_logged(group_ids: Sequence[int], limit: int | Literal["all"]) -> int:
+    """How many of the first samples are written: as many whole groups as ``limit`` has room for.
+
+    Of a first group that is larger than ``limit`` it is ``limit`` samples.
+
+    Args:
+        group_ids: of all samples of the episode, those of a group one after another.
+        limit: ``runtime.log_samples``.
+    """
+    count = len(group_ids) if limit == "all" else min(limit, len(group_ids))
+    ends = (end for end in range(count, 0, -1) if end == len(group_ids) or group_ids[end - 1] != group_ids[end])
+    return next(ends, count)
+
+
 def sample_line(ids: Mapping[str, Any], batch: Batch, row: int) -> str:
     """One sample as a line of valid JSON, with its newline.
 
-    Token fields (those with the shape of the row's ``response_mask``) hold the response's tokens only. A NaN or an
-    infinity is ``null``, and ``non_finite`` holds it as text that ``float()`` reads, by its dotted path. Numbers of
+    Token fields (those with the shape of the row's ``response_mask``) hold the response's tokens only, and ``length``
+    is their number. ``advantages`` that are the same on all tokens are that one number. A NaN or an infinity is
+    ``null``, and ``non_finite`` holds it as text that ``float()`` reads, by its dotted path. Numbers of
     numpy and torch are numbers; what JSON has no form for is text. A column that is called as an id is, or
-    ``non_finite``, is written with ``_`` behind its name.
+    ``non_finite``, is written with ``_`` behind its name; one called ``length`` takes the place of the number of
+    tokens.
 
     Args:
         ids: the first values of the line.
@@ -38,7 +80,7 @@ def sample_line(ids: Mapping[str, Any], batch: Batch, row: int) -> str:
         row: which of its rows.
     """
     odd: dict[str, str] = {}
-    values: dict[str, Any] = dict(ids)
+    values: dict[str, Any] = {**ids, **_length(batch, row)}
     taken = {*ids, "non_finite"}
     for key, value in _columns(batch, row).items():
         name = _free_name(key, taken)
@@ -62,8 +104,20 @@ def _columns(batch: Batch, row: int) -> dict[Any, Any]:
         else:
             value = column[row]
             is_token_field = is_instance(value, torch.Tensor) and response is not None and value.shape == response.shape
-            values[key] = value[response] if is_token_field else value
+            values[key] = _token_values(key, value[response]) if is_token_field else value
     return values
+
+
+def _token_values(key: Any, values: torch.Tensor) -> torch.Tensor:
+    """The values on the response's tokens; advantages of a whole response as the one number that they are."""
+    is_one_number = key == "advantages" and values.dim() == 1 and len(values) > 0 and bool((values == values[0]).all())
+    return values[0] if is_one_number else values
+
+
+def _length(batch: Batch, row: int) -> dict[str, int]:
+    """The number of response tokens, where the batch says which they are."""
+    mask = batch.get("response_mask")
+    return {"length": int(mask[row].bool().sum())} if isinstance(mask, torch.Tensor) and "length" not in batch else {}
 
 
 def _plain(value: Any, path: str, odd: dict[str, str], depth: int) -> Any:

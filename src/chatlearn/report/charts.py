@@ -16,12 +16,13 @@ NUM_COLOURS = 6
 """Colours of the style sheet, ``c0`` and so on."""
 
 
-def line_chart(series: Mapping[str, Points], dotted: Sequence[str] = ()) -> str:
+def line_chart(series: Mapping[str, Points], dotted: Sequence[str] = (), levels: Sequence[float] = ()) -> str:
     """Lines over episodes in one frame.
 
     Args:
         series: label -> points; NaN interrupts a line.
         dotted: labels whose points are marked, since they are few.
+        levels: values that are marked by a line across the frame, where they lie in it.
 
     Returns:
         An ``<svg>``, or an empty text where no value is finite.
@@ -31,11 +32,47 @@ def line_chart(series: Mapping[str, Points], dotted: Sequence[str] = ()) -> str:
         return ""
     x = _Scale([episode for episode, _ in finite], _LEFT, _WIDTH - _RIGHT)
     y = _Scale([value for _, value in finite], _HEIGHT - _BOTTOM, _TOP, padding=0.06)
-    drawn = [_axes(x, y)]
+    drawn = [_axes(x, y), *(_level(level, y) for level in levels if y.low <= level <= y.high)]
     for index, (label, points) in enumerate(series.items()):
         drawn.append(_line(label, thinned(points), x, y, index % NUM_COLOURS, label in dotted))
     label = escape(", ".join(series))
     return f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">{"".join(drawn)}</svg>'
+
+
+def band_chart(label: str, values: Sequence[tuple[float, Sequence[float]]]) -> str:
+    """Distributions over episodes: the median as a line, quartiles and the whole range as bands.
+
+    Args:
+        label: what the values are.
+        values: (episode, finite values), episodes in order, none of them without values.
+
+    Returns:
+        An ``<svg>``, or an empty text where there are no episodes.
+    """
+    if not values:
+        return ""
+    points = [(episode, [quantile(sample, share) for share in (0, 0.25, 0.5, 0.75, 1)]) for episode, sample in values]
+    x = _Scale([episode for episode, _ in points], _LEFT, _WIDTH - _RIGHT)
+    y = _Scale([value for _, found in points for value in found], _HEIGHT - _BOTTOM, _TOP, padding=0.06)
+    drawn = [_axes(x, y)]
+    for kind, low, high in (("range", 0, 4), ("quartiles", 1, 3)):
+        up = [f"{x(episode):.1f},{y(found[high]):.1f}" for episode, found in points]
+        down = [f"{x(episode):.1f},{y(found[low]):.1f}" for episode, found in reversed(points)]
+        drawn.append(f'<polygon class="band {kind} c0" points="{" ".join(up + down)}"/>')
+    medians = [(episode, found[2]) for episode, found in points]
+    words = [f"{number(f[2])} ({number(f[1])} to {number(f[3])}; {number(f[0])} to {number(f[4])})" for _, f in points]
+    drawn.append(_line(f"median {label}", medians, x, y, 0, False, words))
+    label = escape(label)
+    return f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">{"".join(drawn)}</svg>'
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The value below which a share (0 to 1) of the values lies, linear between neighbours."""
+    ordered = sorted(values)
+    place = share * (len(ordered) - 1)
+    below = math.floor(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
 
 
 def stacked_bars(bars: Sequence[tuple[str, Mapping[str, float]]], names: Sequence[str]) -> str:
@@ -115,7 +152,7 @@ class _Scale:
         """Three to five round values."""
         rough = (self.high - self.low) / 4
         magnitude = 10.0 ** math.floor(math.log10(rough))
-        step = next(factor * magnitude for factor in (1, 2, 5, 10) if factor * magnitude >= rough)
+        step = next(factor * magnitude for factor in (1, 2, 2.5, 5, 10) if factor * magnitude >= rough)
         first = math.ceil(self.low / step)
         return [index * step for index in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
@@ -132,14 +169,20 @@ def _grid(y: _Scale, width: int) -> str:
     )
 
 
+def _level(value: float, y: _Scale) -> str:
+    return f'<line class="level" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>'
+
+
 def _axes(x: _Scale, y: _Scale) -> str:
     episodes = [tick for tick in x.ticks() if tick == int(tick)]
     labels = [f'<text x="{x(tick):.1f}" y="{_HEIGHT - 6}" text-anchor="middle">{tick:.0f}</text>' for tick in episodes]
     return _grid(y, _WIDTH) + "".join(labels)
 
 
-def _line(label: str, points: Points, x: _Scale, y: _Scale, colour: int, dotted: bool) -> str:
-    """A path in pieces between the gaps, and what the page's script shows under the pointer."""
+def _line(
+    label: str, points: Points, x: _Scale, y: _Scale, colour: int, dotted: bool, words: Sequence[str] = ()
+) -> str:
+    """A path in pieces between the gaps, and what the page's script shows under the pointer: ``words`` or numbers."""
     pieces: list[str] = []
     pen = "M"
     for episode, value in points:
@@ -151,6 +194,7 @@ def _line(label: str, points: Points, x: _Scale, y: _Scale, colour: int, dotted:
     whole = [(episode, value) for episode, value in points if math.isfinite(value)]
     marks = whole if dotted or len(whole) < 3 else []
     dots = "".join(f'<circle cx="{x(episode):.1f}" cy="{y(value):.1f}" r="2.4"/>' for episode, value in marks)
-    shown = [[round(x(episode), 1), round(y(value), 1), episode, number(value)] for episode, value in whole]
+    words = words or [number(value) for _, value in whole]
+    shown = [[round(x(e), 1), round(y(value), 1), e, word] for (e, value), word in zip(whole, words, strict=True)]
     data = f'data-label="{escape(label)}" data-points="{escape(json.dumps(shown))}"'
     return f'<g class="line c{colour}" {data}><path fill="none" d="{"".join(pieces)}"/>{dots}</g>'

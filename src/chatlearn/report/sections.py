@@ -8,19 +8,52 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from chatlearn.guards import is_list
 from chatlearn.observe.headline import HEADLINES
 from chatlearn.observe.summary import phase_seconds
-from chatlearn.report.charts import NUM_COLOURS, line_chart, number, share_bar, stacked_bars
+from chatlearn.report.alarms import (
+    CLIP_FRAC_LEVEL,
+    MISMATCH_KL_LEVELS,
+    MISMATCH_MAX_LEVEL,
+    SIGNAL_LEVEL,
+    UNFINISHED_LEVEL,
+    find_alarms,
+)
+from chatlearn.report.charts import number, share_bar, stacked_bars
+from chatlearn.report.markup import (
+    grid_of,
+    html_table,
+    legend_of,
+    missing_note,
+    note,
+    panel_of,
+    shown_value,
+    table_of,
+)
+from chatlearn.report.rollouts import distributions, groups
 from chatlearn.report.run import Points, RunData
+from chatlearn.report.tokens import tokens
 
 _MAX_BARS = 120
-_MAX_TEXT = 600
+HEALTH = (
+    *("mismatch_kl", "mismatch_max", "entropy", "clip_frac", "approx_kl", "signal", "reward_std", "finished"),
+    *("grad_norm", "kl_coef"),
+)
+"""Last parts of metric names, in order of display."""
+
+LEVELS: Mapping[str, tuple[float, ...]] = {
+    "mismatch_kl": MISMATCH_KL_LEVELS,
+    "mismatch_max": (MISMATCH_MAX_LEVEL,),
+    "clip_frac": (CLIP_FRAC_LEVEL,),
+    "signal": (SIGNAL_LEVEL,),
+    "finished": (1 - UNFINISHED_LEVEL,),
+}
+"""Metric -> levels of its alarms."""
+
 _FIRST_COLUMNS = ("sample_id", "prompt", "response", "answer", "reward", "rewards", "finished")
 
 
 def title_of(run: RunData) -> str:
-    """Name of the run, how it ended, and its figures."""
+    """Name of the run, how it ended, its figures, and what somebody should look at."""
     status = str(run.result.get("status", "unknown"))
     kind = status if status in ("finished", "running", "interrupted", "failed") else "unknown"
     tiles = [
@@ -31,29 +64,42 @@ def title_of(run: RunData) -> str:
     ]
     boxes = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in tiles)
     name = escape(run.folder.absolute().name)
-    return f'<h1>{name} <span class="status {kind}">{escape(status)}</span></h1><dl class="tiles">{boxes}</dl>'
+    return (
+        f'<h1>{name} <span class="status {kind}">{escape(status)}</span></h1><dl class="tiles">{boxes}</dl>'
+        f"{_alarms(run)}"
+    )
 
 
 def curves(run: RunData) -> str:
-    """The headline metrics, training and evaluation in one frame."""
-    panels = [_panel(name, _ending_in(run, name)) for name in HEADLINES if _ending_in(run, name)]
+    """The headline metrics and reward components, training and evaluation in one frame."""
+    panels = [panel_of(name, found) for name in HEADLINES if (found := run.ending_in(name, evaluations=True))]
+    if run.components:
+        panels.append(panel_of("reward components", run.components))
     missing = "No module logs a metric called " + ", ".join(HEADLINES) + "."
-    return _grid(panels) or _missing(missing if run.rows else "metrics.jsonl is missing or empty.")
+    return grid_of(panels) or missing_note(missing if run.rows else "metrics.jsonl is missing or empty.")
+
+
+def health(run: RunData) -> str:
+    """Metrics that show whether the optimisation works, with the levels from which on they are alarming."""
+    panels = [panel_of(name, found, LEVELS.get(name, ())) for name in HEALTH if (found := run.ending_in(name))]
+    missing = "No module logs a metric called " + ", ".join(HEALTH) + "."
+    levels = ", ".join(f"{name} {' and '.join(map(number, LEVELS[name]))}" for name in LEVELS if run.ending_in(name))
+    return grid_of(panels) + (note(f"Broken lines mark levels of alarms: {levels}.") if levels else "") or (
+        missing_note(missing if run.rows else "metrics.jsonl is missing or empty.")
+    )
 
 
 def metrics(run: RunData) -> str:
     """Every other metric: a chart where it changes, a row of a table where it does not."""
-    rest = {
-        name: points
-        for name, points in run.series.items()
-        if not name.startswith("time/") and name.rsplit("/", 1)[-1] not in HEADLINES
-    }
+    shown = {label for name in HEADLINES for label in run.ending_in(name, evaluations=True)}
+    shown |= {label for name in HEALTH for label in run.ending_in(name)} | set(run.components)
+    rest = {name: points for name, points in run.series.items() if not name.startswith("time/") and name not in shown}
     constant = {name: points for name, points in rest.items() if _is_constant(points)}
-    panels = [_panel(name, {name: points}) for name, points in rest.items() if name not in constant]
-    table = _table(("metric", "value in all episodes"), [(name, number(p[0][1])) for name, p in constant.items()])
+    panels = [panel_of(name, {name: points}) for name, points in rest.items() if name not in constant]
+    table = table_of(("metric", "value in all episodes"), [(name, number(p[0][1])) for name, p in constant.items()])
     if not rest:
-        return _missing("No further metrics." if run.rows else "metrics.jsonl is missing or empty.")
-    return _grid(panels) + (table if constant else "")
+        return missing_note("No further metrics." if run.rows else "metrics.jsonl is missing or empty.")
+    return grid_of(panels) + (table if constant else "")
 
 
 def phases(run: RunData) -> str:
@@ -65,21 +111,21 @@ def phases(run: RunData) -> str:
             totals[name] = totals.get(name, 0.0) + seconds
     whole = sum(totals.values())
     if not whole:
-        return _missing("There are no times in metrics.jsonl.")
+        return missing_note("There are no times in metrics.jsonl.")
     rows = [
         (name, f"{number(seconds)} s", f"{seconds / whole:.1%}", f"{number(1000 * seconds / len(times))} ms")
         for name, seconds in totals.items()
     ]
     repeated = [name for name in totals if name != "setup"]  # which comes once, and would dwarf the rest
-    bars, note = _bars([(episode, {name: parts.get(name, 0.0) for name in repeated}) for episode, parts in times])
-    table = _table(("phase", "total", "share", "per episode"), rows)
-    return _legend(repeated) + stacked_bars(bars, repeated) + note + table
+    bars, remark = _bars([(episode, {name: parts.get(name, 0.0) for name in repeated}) for episode, parts in times])
+    table = table_of(("phase", "total", "share", "per episode"), rows)
+    return legend_of(repeated) + stacked_bars(bars, repeated) + remark + table
 
 
 def replicas(run: RunData) -> str:
     """Work and waiting of each replica."""
     if not run.loads:
-        return _missing("trace.json is missing or holds no calls (runtime.trace writes it).")
+        return missing_note("trace.json is missing or holds no calls (runtime.trace writes it).")
     whole = sum(seconds for row in run.rows for seconds in phase_seconds(row).values()) or math.inf
     head = "<tr><th>replica</th><th>calls</th><th>work</th><th>waiting</th><th>wait per call</th><th></th></tr>"
     body = "".join(
@@ -88,11 +134,11 @@ def replicas(run: RunData) -> str:
         f"<td>{share_bar(load.busy_seconds / whole, load.waiting_seconds / whole)}</td></tr>"
         for name, load in run.loads.items()
     )
-    note = (
+    remark = (
         "<p class=note>The bars show work and waiting as shares of the run's time. Waiting is from a call to the start "
         "of its work; waits of several calls overlap.</p>"
     )
-    return f'{_legend(("work", "waiting"))}<div class="scroll"><table>{head}{body}</table></div>{note}'
+    return f'{legend_of(("work", "waiting"))}<div class="scroll"><table>{head}{body}</table></div>{remark}'
 
 
 def samples(run: RunData) -> str:
@@ -100,18 +146,18 @@ def samples(run: RunData) -> str:
     parts: list[str] = []
     for name, rows in run.samples.items():
         columns = _columns(rows)
-        body = [[_sample_value(row.get(column)) for column in columns] for row in rows]
-        parts.append(f"<h3>{escape(name)}</h3>" + _html_table(columns, body))
-    return "".join(parts) or _missing("There are no files in samples/ (runtime.log_samples writes them).")
+        body = [[shown_value(row.get(column)) for column in columns] for row in rows]
+        parts.append(f"<h3>{escape(name)}</h3>" + html_table(columns, body))
+    return "".join(parts) or missing_note("There are no files in samples/ (runtime.log_samples writes them).")
 
 
 def configuration(run: RunData) -> str:
     """``config.yaml``; what somebody set stands out from the defaults."""
     if not run.config_lines:
-        return _missing("config.yaml is missing.")
+        return missing_note("config.yaml is missing.")
     chosen = [line for line in run.config_lines if _source(line) not in ("", "default")]
     return (
-        f"<h3>Set for this run</h3>{_yaml(chosen) if chosen else _missing('Nothing; every key has its default.')}"
+        f"<h3>Set for this run</h3>{_yaml(chosen) if chosen else missing_note('Nothing; every key has its default.')}"
         f"<details><summary>All keys, with their sources</summary>{_yaml(run.config_lines)}</details>"
     )
 
@@ -120,11 +166,15 @@ def checkpoints(run: RunData) -> str:
     """What can be resumed from."""
     rows = [(each.name, _bytes(each.num_bytes), ", ".join(each.pointers)) for each in run.checkpoints]
     missing = "No checkpoints (runtime.save_episode_interval writes them)."
-    return _table(("checkpoint", "size", ""), rows) if rows else _missing(missing)
+    return table_of(("checkpoint", "size", ""), rows) if rows else missing_note(missing)
 
 
 SECTIONS: Mapping[str, Callable[[RunData], str]] = {
     "Curves": curves,
+    "Health": health,
+    "Groups": groups,
+    "Distributions": distributions,
+    "Tokens": tokens,
     "Samples": samples,
     "Phases": phases,
     "Replicas": replicas,
@@ -135,6 +185,11 @@ SECTIONS: Mapping[str, Callable[[RunData], str]] = {
 """Title -> what makes the section, in order."""
 
 
+def _alarms(run: RunData) -> str:
+    found = [f'<li class="{alarm.level}"><b>{alarm.level}</b> {escape(alarm.text)}</li>' for alarm in find_alarms(run)]
+    return f'<ul class="alarms" role="alert">{"".join(found)}</ul>' if found else ""
+
+
 def _figures(run: RunData) -> list[str]:
     names = ("start_accuracy", "final_accuracy", "best_metric", "best_episode")
     return [name for name in names if isinstance(run.result.get(name), (int, float))]
@@ -143,31 +198,10 @@ def _figures(run: RunData) -> list[str]:
 def _change_tiles(run: RunData) -> Iterable[tuple[str, str]]:
     """Headline metrics: the last value, and the first."""
     for name in HEADLINES:
-        for label, points in list(_ending_in(run, name).items())[:1]:
+        for label, points in list(run.ending_in(name, evaluations=True).items())[:1]:
             values = [value for _, value in points if math.isfinite(value)]
             if values:
                 yield label, f"{number(values[0])} → {number(values[-1])}"
-
-
-def _ending_in(run: RunData, name: str) -> dict[str, Points]:
-    return {key: points for key, points in run.series.items() if key.rsplit("/", 1)[-1] == name}
-
-
-def _panel(title: str, series: Mapping[str, Points]) -> str:
-    dotted = [name for name in series if name.startswith("eval/")]
-    chart = line_chart(series, dotted) or _missing("no finite values")
-    legend = _legend(series) if len(series) > 1 else ""
-    caption = escape(title if len(series) > 1 else next(iter(series)))
-    return f"<figure><figcaption>{caption}</figcaption>{legend}{chart}</figure>"
-
-
-def _grid(panels: Sequence[str]) -> str:
-    return f'<div class="grid-of-charts">{"".join(panels)}</div>' if panels else ""
-
-
-def _legend(names: Iterable[str]) -> str:
-    keys = [f'<li class="c{i % NUM_COLOURS}"><i></i>{escape(name)}</li>' for i, name in enumerate(names)]
-    return f'<ul class="legend">{"".join(keys)}</ul>'
 
 
 def _bars(times: Sequence[tuple[int, Mapping[str, float]]]) -> tuple[list[tuple[str, dict[str, float]]], str]:
@@ -189,20 +223,6 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [name for name in _FIRST_COLUMNS if name in names] + [name for name in names if name not in _FIRST_COLUMNS]
 
 
-def _sample_value(value: Any) -> str:
-    """A value of a sample; long ones can be opened."""
-    if isinstance(value, float):
-        return number(value)
-    if is_list(value) and value and all(isinstance(each, (int, float)) for each in value):
-        text = ", ".join(number(each) for each in value)
-    else:
-        text = "" if value is None else str(value)
-    if len(text) <= 160:
-        return f'<span class="text">{escape(text)}</span>'
-    more = escape(text[:_MAX_TEXT]) + (" …" if len(text) > _MAX_TEXT else "")
-    return f'<details><summary>{escape(text[:100])} …</summary><span class="text">{more}</span></details>'
-
-
 def _yaml(lines: Sequence[str]) -> str:
     shown: list[str] = []
     for line in lines:
@@ -221,21 +241,6 @@ def _source(line: str) -> str:
 
 def _is_constant(points: Points) -> bool:
     return math.isfinite(points[0][1]) and all(value == points[0][1] for _, value in points)
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    return _html_table(head, [[escape(cell) for cell in row] for row in rows])
-
-
-def _html_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of cells that are HTML already; the head is text."""
-    names = "".join(f"<th>{escape(name)}</th>" for name in head)
-    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><tr>{names}</tr>{body}</table></div>'
-
-
-def _missing(text: str) -> str:
-    return f'<p class="missing">{escape(text)}</p>'
 
 
 def _duration(seconds: float) -> str:

@@ -7,15 +7,19 @@ and ``completions`` are lists of B texts, every column a list of B values of the
 
 from __future__ import annotations
 
+import bdb
+import difflib
+import functools
 import importlib
 import inspect
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any, TypeAlias, cast
 
 from chatlearn.errors import ConfigError, DataError
-from chatlearn.guards import is_instance, kind_of
+from chatlearn.guards import is_instance, is_mapping, kind_of
 
 RewardFunction: TypeAlias = Callable[..., Sequence[float | None]]
 """``fn(prompts, completions, **columns)``, one number or ``None`` per sample."""
@@ -26,6 +30,7 @@ def score(
     prompts: list[str],
     completions: list[str],
     columns: Mapping[str, Sequence[Any]] | None = None,
+    names: Sequence[str] | None = None,
 ) -> list[float | None]:
     """Calls a reward function and checks what it returns.
 
@@ -36,6 +41,7 @@ def score(
         prompts: B prompt texts.
         completions: B completion texts, in the order of the prompts.
         columns: further per-sample values by name, B each.
+        names: B words for the samples, for errors; left out, ``sample 0``, ``sample 1``, …
 
     Returns:
         B values, each a finite ``float``, or ``None`` where the function can't score the sample.
@@ -44,7 +50,7 @@ def score(
         DataError: the function needs a column that the batch lacks, or its result isn't B values, each a
             finite number or ``None``.
     """
-    name = _name(fn)
+    name = function_name(fn)
     result = fn(prompts, completions, **_accepted(fn, name, columns or {}))
     values = _as_list(result, name)
     if len(values) != len(completions):
@@ -52,7 +58,48 @@ def score(
             f"reward function {name}: expected {len(completions)} values, one per completion, got "
             f"{len(values)}. Return a value for each sample, in order; use None for one that can't be scored."
         )
-    return [_checked(value, name, index) for index, value in enumerate(values)]
+    called = names or [f"sample {index}" for index in range(len(values))]
+    return [_checked(value, name, sample) for value, sample in zip(values, called, strict=True)]
+
+
+def find_failing(
+    fn: RewardFunction,
+    prompts: list[str],
+    completions: list[str],
+    columns: Mapping[str, Sequence[Any]],
+    *,
+    max_seconds: float = 10.0,
+) -> tuple[int, Exception] | None:
+    """The first sample for which a reward function raises when it gets that sample alone.
+
+    Args:
+        fn: a function that has raised for these samples together.
+        prompts: B prompt texts.
+        completions: B completion texts.
+        columns: further per-sample values by name, as for :func:`score`.
+        max_seconds: no further sample is tried after so long.
+
+    Returns:
+        Its index, and what the function raised; ``None`` where no sample alone makes it raise.
+    """
+    name, deadline = function_name(fn), time.monotonic() + max_seconds
+    for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        if time.monotonic() > deadline:
+            return None
+        accepted = _accepted(fn, name, {key: _row(column, index) for key, column in columns.items()})
+        try:
+            fn([prompt], [completion], **accepted)
+        except Exception as error:
+            if isinstance(error, bdb.BdbQuit):
+                raise
+            return index, error
+    return None
+
+
+def _row(column: Any, index: int) -> Any:
+    if is_mapping(column):
+        return {key: _row(part, index) for key, part in column.items()}
+    return None if column is None else column[index : index + 1]
 
 
 def resolve(spec: str | Callable[..., Any]) -> RewardFunction:
@@ -88,7 +135,9 @@ def resolve(spec: str | Callable[..., Any]) -> RewardFunction:
         ) from error
     for part in attribute.split("."):
         if not hasattr(found, part):
-            raise ConfigError(f"reward function {spec!r}: {_name(found)} has no attribute {part!r}.")
+            near = difflib.get_close_matches(part, dir(found), n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"reward function {spec!r}: {function_name(found)} has no attribute {part!r}.{hint}")
         found = getattr(found, part)
     if not callable(found):
         raise ConfigError(
@@ -98,8 +147,10 @@ def resolve(spec: str | Callable[..., Any]) -> RewardFunction:
     return cast(RewardFunction, found)
 
 
-def _name(fn: Any) -> str:
+def function_name(fn: Any) -> str:
     """How errors name a function: its module and qualified name, or its class for a callable object."""
+    if isinstance(fn, functools.partial):
+        return function_name(cast("functools.partial[Any]", fn).func)
     named = fn if hasattr(fn, "__qualname__") or inspect.ismodule(fn) else kind_of(fn)
     if inspect.ismodule(named):
         return f"module {named.__name__!r}"
@@ -115,6 +166,8 @@ def _accepted(fn: RewardFunction, name: str, columns: Mapping[str, Sequence[Any]
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     # prompts and completions go in by position, whatever the function calls them
     taken = {p.name for p in positional[:2]} | {"prompts", "completions"}
+    if isinstance(fn, functools.partial):  # what the user has set is not a column's to change
+        taken |= fn.keywords.keys()
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in taken]
     missing = [p.name for p in named if p.default is p.empty and p.name not in columns]
     if missing:
@@ -142,14 +195,14 @@ def _as_list(result: Any, name: str) -> list[Any]:
     )
 
 
-def _checked(value: Any, name: str, index: int) -> float | None:
+def _checked(value: Any, name: str, sample: str) -> float | None:
     if value is None:
         return None
     if getattr(value, "shape", None) == () and hasattr(value, "item"):  # a 0-d array or tensor
         value = value.item()
     if not isinstance(value, Real) or not math.isfinite(value):
         raise DataError(
-            f"reward function {name}: sample {index} got {value!r}, expected a finite number, or None if the "
+            f"reward function {name}: {sample} got {value!r}, expected a finite number, or None if the "
             "sample can't be scored."
         )
     return float(value)

@@ -7,9 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from chatlearn.errors import DataError
+from chatlearn.rewards.columns import ended
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # reasoning-gym leaves some types open.
+
+
+EXACT = 0.999
+"""A score from here on is an exact answer."""
 
 
 class ReasoningGymReward:
@@ -20,14 +25,17 @@ class ReasoningGymReward:
 
     Args:
         dataset: name of the data set in reasoning-gym, such as ``"spell_backward"``.
+        binary: 1 for an exact answer (a score of at least 0.999), else 0. Partial scores of some data sets can be
+            earned without solving anything.
         **config: fields of that data set's config.
 
     Raises:
         DataError: reasoning-gym isn't installed, or has no such data set or config field.
     """
 
-    def __init__(self, dataset: str, **config: Any) -> None:
+    def __init__(self, dataset: str, *, binary: bool = False, **config: Any) -> None:
         self.dataset = dataset
+        self.binary = binary
         self.config = config
         self._scorer = _create(dataset, config)
 
@@ -50,21 +58,26 @@ class ReasoningGymReward:
         Returns:
             B scores, 0 to 1.
         """
-        ended = [True] * len(completions) if finished is None else [bool(flag) for flag in finished]
+        flags = ended(finished, len(completions))
         return [
-            float(self._scorer.score_answer(completion, item)) if end else 0.0
-            for completion, item, end in zip(completions, entry, ended, strict=True)
+            self._score(completion, item) if end else 0.0
+            for completion, item, end in zip(completions, entry, flags, strict=True)
         ]
 
+    def _score(self, completion: str, item: dict[str, Any]) -> float:
+        score = float(self._scorer.score_answer(completion, item))
+        return float(score >= EXACT) if self.binary else score
+
     def __getstate__(self) -> dict[str, Any]:
-        return {"dataset": self.dataset, "config": self.config}
+        return {"dataset": self.dataset, "binary": self.binary, "config": self.config}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.dataset, self.config = state["dataset"], state["config"]
+        self.dataset, self.binary, self.config = state["dataset"], state["binary"], state["config"]
         self._scorer = _create(self.dataset, self.config)
 
     def __repr__(self) -> str:
-        arguments = [repr(self.dataset), *(f"{key}={value!r}" for key, value in self.config.items())]
+        binary = ["binary=True"] if self.binary else []
+        arguments = [repr(self.dataset), *binary, *(f"{key}={value!r}" for key, value in self.config.items())]
         return f"{type(self).__name__}({', '.join(arguments)})"
 
 

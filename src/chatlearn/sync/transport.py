@@ -6,6 +6,7 @@ The functions here run beside a module (``Worker.apply``); the first argument is
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,20 +31,56 @@ class Published:
     checksum: int
 
 
-def describe_weights(module: Any) -> dict[str, Held]:
-    """What ``module.model`` holds: its parameters and persistent buffers. A module without ``self.model`` holds
-    nothing.
+@dataclass(frozen=True)
+class SyncView:
+    """What a module offers to parameter sync, in ``module.sync_view(merged)``.
+
+    Attributes:
+        tensors: by name; they share memory with the model, unless they are computed when they are read.
+        fixed: names of those that no step changes.
+        scales: layer -> factor of its adapter, where the model has adapters; both sides need the same.
+        base: fingerprint of the fixed tensors, where the model has adapters.
+        outlines: tensors of the same shapes and dtypes, where reading ``tensors`` computes them.
     """
-    return {
+
+    tensors: Mapping[str, torch.Tensor]
+    fixed: frozenset[str] = frozenset()
+    scales: Mapping[str, float] | None = None
+    base: str = ""
+    outlines: Mapping[str, torch.Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Described:
+    """A :class:`SyncView` without the tensors themselves."""
+
+    held: dict[str, Held]
+    fixed: frozenset[str]
+    scales: dict[str, float] | None
+    base: str
+
+
+def describe_view(module: Any, merged: bool = False) -> Described:
+    """What a module offers to parameter sync: parameters and persistent buffers of ``module.model``, by default. A
+    module without ``self.model`` offers nothing.
+    """
+    view = _view(module, merged)
+    held = {
         name: Held(tuple(t.shape), str(t.dtype), Block((0,) * t.ndim, tuple(t.shape)))
-        for name, t in _weights(module).items()
+        for name, t in (view.outlines or view.tensors).items()
         if t.numel()
     }
+    return Described(held, view.fixed, None if view.scales is None else dict(view.scales), view.base)
 
 
-def read_weights(module: Any, transfers: list[Transfer], version: int) -> Published:
+def describe_weights(module: Any) -> dict[str, Held]:
+    """The tensors of :func:`describe_view`."""
+    return describe_view(module).held
+
+
+def read_weights(module: Any, transfers: list[Transfer], version: int, merged: bool = False) -> Published:
     """The slices that a plan sends. They share memory with the model; whoever carries them copies."""
-    weights = _weights(module)
+    weights = _view(module, merged).tensors
     tensors = [weights[transfer.name][transfer.source_slice].detach() for transfer in transfers]
     return Published(version, tensors, checksum(tensors))
 
@@ -60,7 +97,7 @@ def write_weights(module: Any, transfers: list[Transfer], published: Published) 
             f"sent {published.checksum:08x}). "
             f"The rollout model is unchanged; run again, and check the machine's memory and network if it repeats."
         )
-    weights = _weights(module)
+    weights = _view(module).tensors
     with torch.no_grad():
         for transfer, tensor in zip(transfers, published.tensors, strict=True):
             weights[transfer.name][transfer.destination_slice].copy_(tensor)
@@ -75,8 +112,14 @@ def checksum(tensors: list[torch.Tensor]) -> int:
     return value
 
 
-def _weights(module: Any) -> dict[str, torch.Tensor]:
+def plain_view(module: Any) -> SyncView:
+    """All of ``module.model``, any of which may change."""
     model = getattr(module, "model", None)
     if not isinstance(model, torch.nn.Module):
-        return {}
-    return {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
+        return SyncView({})
+    return SyncView({name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)})
+
+
+def _view(module: Any, merged: bool = False) -> SyncView:
+    own: Callable[[bool], SyncView] | None = getattr(module, "sync_view", None)
+    return plain_view(module) if own is None else own(merged)

@@ -242,3 +242,36 @@ def test_a_policy_says_what_it_needs(llama: str) -> None:
     module = build(PolicyInference, model_path=llama, max_new_tokens=4)
     with pytest.raises(DataError, match=r"the batch has no prompts: .*'prompt'.*'messages'\. It has 'question'"):
         call(module, "forward_step", {"question": ["a"]})
+
+
+def test_the_arguments_of_sampling_reach_the_sampler(llama: str) -> None:
+    """Each by what it makes of responses: none of them is left at its default."""
+    prompts = PROMPTS * 16
+
+    def run(**args: Any) -> list[tuple[list[int], list[int]]]:
+        policy = build(PolicyInference, model_path=llama, max_new_tokens=12, **args)
+        return rows_of(sample(policy, prompts, list(range(64))))
+
+    greedy = build(PolicyInference, model_path=llama, max_new_tokens=12)
+    expected = rows_of(sample(greedy, prompts, list(range(64)), "eval_step"))
+    free = run()
+    assert free != expected
+    for one_token in ({"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}):
+        assert run(**one_token) == expected
+    assert min(len(response) for _, response in free) < 9
+    assert min(len(response) for _, response in run(min_new_tokens=8)) == 9
+    assert all(len(set(response)) == len(response) for _, response in run(repetition_penalty=1e6, temperature=1e-3))
+    assert not any(5 in response for _, response in run(bad_words=["c"]))
+    assert any(5 in response for _, response in free)
+
+
+def test_a_policy_may_run_a_few_sequences_at_once(llama: str) -> None:
+    prompts, ids = PROMPTS * 8, [(i * 37) % 101 for i in range(32)]
+    together, few = (
+        sample(build(PolicyInference, model_path=llama, max_new_tokens=12, max_running=most), prompts, ids)
+        for most in (None, 5)
+    )
+    assert rows_of(few) == rows_of(together)
+    assert few["response"] == together["response"]
+    assert torch.equal(few["finished"], together["finished"])
+    torch.testing.assert_close(few["logprobs"], together["logprobs"], atol=1e-5, rtol=1e-5)

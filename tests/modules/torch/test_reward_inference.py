@@ -82,9 +82,9 @@ def test_a_wrong_import_path_is_explained(path: str, words: str) -> None:
     [
         ([1.0], r"expected 2 values.*got 1"),
         ([1.0, 2.0, 3.0], r"expected 2 values.*got 3"),
-        ([1.0, math.nan], "sample 1 got nan.*finite number, or None"),
-        ([math.inf, 1.0], "sample 0 got inf"),
-        (["good", 1.0], "sample 0 got 'good'"),
+        ([1.0, math.nan], r"sample 1 of the batch \(id 1\) got nan.*finite number, or None"),
+        ([math.inf, 1.0], r"sample 0 of the batch \(id 0\) got inf"),
+        (["good", 1.0], r"sample 0 of the batch \(id 0\) got 'good'"),
         (1.0, "expected a list"),
     ],
 )
@@ -147,7 +147,8 @@ def test_an_evaluation_scores_and_no_more() -> None:
     batch = make_batch(rows, [1.0, None], values=random_columns(rows, "values")["values"])
     output = call(build(RewardInference, by_column), "eval_step", batch)
     assert output["rewards"].tolist() == [1.0, 0.0]
-    assert output.keys() == batch.keys() | {"rewards"}
+    assert output.keys() == batch.keys() | {"rewards", "scored"}
+    assert output["scored"].tolist() == [True, False]
 
 
 def loop_over_tokens(

@@ -20,10 +20,11 @@ def sample(folder: str, prompts: list[str], **args: Any) -> dict[str, Any]:
     return call(policy, "forward_step", fetch(policy.build_dataset(prompts), range(len(prompts))))
 
 
-def test_a_response_ends_with_the_token_that_completes_a_stop_string(llama: str) -> None:
+@pytest.mark.parametrize("max_running", [None, 9])
+def test_a_response_ends_with_the_token_that_completes_a_stop_string(llama: str, max_running: int | None) -> None:
     """Against the same responses without stop strings, cut here by hand, token after token."""
     prompts, stop = PROMPTS * 16, ["a", "xy", "m"]
-    free, stopped = sample(llama, prompts), sample(llama, prompts, stop=stop)
+    free, stopped = sample(llama, prompts), sample(llama, prompts, stop=stop, max_running=max_running)
     tokenizer, num_stopped = plain_tokenizer(llama), 0
     for i, ((_, whole), (_, tokens)) in enumerate(zip(rows_of(free), rows_of(stopped), strict=True)):
         text = free["response"][i]
@@ -74,8 +75,8 @@ def test_stop_strings_across_tokens_and_characters_in_pieces() -> None:
     stop = StopStrings(Pieces(), ["<end>", "€€"])
     rows = {(2, 0, 1): True, (2, 0, 0): False, (3, 4, 3): False, (4, 3, 4, 3, 4): True, (5, 0, 5, 1): True}
     for row, expected in rows.items():
-        assert stop.ended(torch.tensor([row]), torch.tensor([True])).tolist() == [expected]
-        assert stop.ended(torch.tensor([row]), torch.tensor([False])).tolist() == [False]
+        assert stop.ended([0], [list(row)]) == [expected]
+    assert stop.ended(range(5), [list(row) for row in rows]) == list(rows.values())
     assert stop.cut("ab<end>!") == "ab"
     assert stop.cut("ab€") == "ab€"
     assert stop.cut("a€€<end>") == "a"
@@ -83,8 +84,7 @@ def test_stop_strings_across_tokens_and_characters_in_pieces() -> None:
 
 def test_a_stop_string_after_a_long_response_is_found() -> None:
     stop = StopStrings(Pieces(), ["<end>"])
-    tokens = torch.tensor([[2] * 500 + [0, 1], [2] * 502, [0] + [5] * 500 + [1]])
-    assert stop.ended(tokens, torch.ones(3, dtype=torch.bool)).tolist() == [True, False, True]
+    assert stop.ended(range(3), [[2] * 500 + [0, 1], [2] * 502, [0] + [5] * 500 + [1]]) == [True, False, True]
 
 
 def test_the_text_of_a_real_tokenizer_with_dropped_leading_spaces() -> None:
@@ -95,9 +95,9 @@ def test_the_text_of_a_real_tokenizer_with_dropped_leading_spaces() -> None:
     backend = Tokenizer(models.WordLevel({"▁Q": 0, ":": 1, "▁x": 2, "<unk>": 3}, unk_token="<unk>"))
     backend.decoder = decoders.Metaspace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
-    tokens = torch.tensor([[2] * 50 + [0, 1]])
-    assert tokenizer.decode(tokens[0]).endswith("x Q:")
-    assert StopStrings(tokenizer, [" Q:"]).ended(tokens, torch.tensor([True])).tolist() == [True]
+    tokens = [2] * 50 + [0, 1]
+    assert tokenizer.decode(tokens).endswith("x Q:")
+    assert StopStrings(tokenizer, [" Q:"]).ended([0], [tokens]) == [True]
 
 
 @pytest.mark.parametrize(
@@ -108,6 +108,18 @@ def test_the_text_of_a_real_tokenizer_with_dropped_leading_spaces() -> None:
         ({"prompt_overflow": "drop"}, "'drop' needs a limit; set max_prompt_tokens"),
         ({"prompt_overflow": "cut", "max_prompt_tokens": 3}, "'truncate_left'"),
         ({"max_prompt_tokens": 0}, "greater than or equal to 1"),
+        ({"temperature": 0}, "greater than 0"),
+        ({"top_p": 0}, "greater than 0"),
+        ({"top_p": 1.5}, "less than or equal to 1"),
+        ({"top_k": 0}, "greater than or equal to 1"),
+        ({"min_p": -0.1}, "greater than or equal to 0"),
+        ({"min_p": 2}, "less than or equal to 1"),
+        ({"repetition_penalty": 0}, "greater than 0"),
+        ({"bad_words": [""]}, "an empty string is in every text"),
+        ({"bad_words": "x"}, "valid list"),
+        ({"min_new_tokens": -1}, "greater than or equal to 0"),
+        ({"min_new_tokens": 4}, "completion limit below the minimum: max_new_tokens is 3, min_new_tokens 4"),
+        ({"max_running": 0}, "greater than or equal to 1"),
     ],
 )
 def test_arguments_that_make_no_sense(llama: str, args: Any, words: str) -> None:

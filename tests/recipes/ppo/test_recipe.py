@@ -1,7 +1,7 @@
 """The demo from beginning to end, much shortened: what it leaves behind, that others can read it, that it resumes.
 
 That it learns (held-out accuracy of at least 0.90 from at most 0.50) takes a minute a seed and is measured by
-benchmarks/demo_seeds.py.
+benchmarks/recipe_seeds.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from chatlearn.recipes.ppo.task import load_splits
+from chatlearn.recipes.tasks.spell_backward import load_splits
 
 SHORT = [
     "models.warm_start.args.num_steps=150",

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from chatlearn.recipes.ppo.task import (
+from chatlearn.recipes.tasks.spell_backward import (
     MAX_RESPONSE_TOKENS,
     build_model,
     build_tokenizer,

@@ -10,16 +10,22 @@ _HOMES = {
     "PolicyReference": "policy",
     "ValueInference": "value",
     "RewardInference": "reward",
+    "LearnedReward": "reward_model",
+    "LearnedRewardArgs": "reward_model",
+    "RewardTrainer": "reward_trainer",
     "PolicyTrainer": "policy_trainer",
     "ValueTrainer": "value_trainer",
     "SFTTrainer": "sft_trainer",
 }
 
 __all__ = [
+    "LearnedReward",
+    "LearnedRewardArgs",
     "PolicyInference",
     "PolicyReference",
     "PolicyTrainer",
     "RewardInference",
+    "RewardTrainer",
     "SFTTrainer",
     "TorchModule",
     "ValueInference",
@@ -40,6 +46,8 @@ if TYPE_CHECKING:
     from chatlearn.modules.torch.policy import PolicyInference, PolicyReference
     from chatlearn.modules.torch.policy_trainer import PolicyTrainer
     from chatlearn.modules.torch.reward import RewardInference
+    from chatlearn.modules.torch.reward_model import LearnedReward, LearnedRewardArgs
+    from chatlearn.modules.torch.reward_trainer import RewardTrainer
     from chatlearn.modules.torch.sft_trainer import SFTTrainer
     from chatlearn.modules.torch.value import ValueInference
     from chatlearn.modules.torch.value_trainer import ValueTrainer

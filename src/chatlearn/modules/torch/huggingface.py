@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from safetensors import SafetensorError
 
+from chatlearn.config.values import problem
 from chatlearn.errors import ConfigError
+from chatlearn.modules.torch.lora import LoraArgs, adapter_of, add_adapter
+from chatlearn.modules.torch.lora_folder import load_head
 
 
 class ModelArgs(BaseModel):
@@ -22,6 +26,17 @@ class ModelArgs(BaseModel):
     model_path: str = Field(description="folder in Hugging Face format, or a model's name on the Hub")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="dtype of the parameters")
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
+    lora: LoraArgs | None = Field(None, description="low-rank adapters on the model; null: all weights are trained")
+
+    @model_validator(mode="after")
+    def _computes_the_same_again(self) -> Self:
+        if self.lora is not None and self.lora.dropout and getattr(self, "gradient_checkpointing", False):
+            raise problem(
+                "lora.dropout and gradient_checkpointing don't go together: a layer that is computed again would drop "
+                "other entries",
+                "set lora.dropout: 0 or gradient_checkpointing: false",
+            )
+        return self
 
     @field_validator("model_path")
     @classmethod
@@ -60,10 +75,11 @@ def load_tokenizer(args: ModelArgs) -> Any:
 
 def load_causal_lm(args: ModelArgs, device: torch.device) -> Any:
     """The causal language model of a folder, on ``device``, without dropout (ratios of probabilities need the same
-    network twice).
+    network twice), with the adapters that ``args.lora`` asks for.
 
     Raises:
-        ConfigError: it can't be loaded, or its files lack parameters, which transformers would draw at random.
+        ConfigError: it can't be loaded, or its files lack parameters, which transformers would draw at random; the
+            adapters don't fit it.
     """
     from transformers import AutoModelForCausalLM
 
@@ -75,6 +91,8 @@ def load_causal_lm(args: ModelArgs, device: torch.device) -> Any:
             f"{', '.join(missing[:4])}{', …' if len(missing) > 4 else ''}. Give a folder that save_pretrained wrote "
             f"from the whole model, with the config.json that belongs to it."
         )
+    if args.lora is not None:
+        add_adapter(model, args.lora, args.model_path)
     return model.to(device).eval()
 
 
@@ -108,6 +126,8 @@ def quiet() -> Generator[None]:
 class ValueModel(torch.nn.Module):
     """A language model's backbone with a scalar head, zero at the start: the first values are all 0.
 
+    Adapters of the language model are those of the backbone; the head is trained whole.
+
     Args:
         causal_lm: the model whose backbone is used; its language head is dropped.
     """
@@ -119,6 +139,10 @@ class ValueModel(torch.nn.Module):
         self.head = torch.nn.Linear(causal_lm.config.hidden_size, 1, device=weight.device, dtype=weight.dtype)
         torch.nn.init.zeros_(self.head.weight)
         torch.nn.init.zeros_(self.head.bias)
+        if (adapter := adapter_of(causal_lm)) is not None:
+            self.lora_adapter = dataclasses.replace(adapter, base=None)
+            if adapter.args.path is not None:
+                load_head(adapter.args.path, self.head)
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor

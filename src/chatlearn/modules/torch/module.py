@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from chatlearn.errors import ModuleError
 from chatlearn.modules.base import BaseModule
@@ -12,12 +12,16 @@ from chatlearn.modules.base import BaseModule
 if TYPE_CHECKING:
     import torch
 
+    from chatlearn.modules.torch.lora import Adapter
+    from chatlearn.sync.transport import SyncView
+
 
 class TorchModule(BaseModule):
     """A module whose ``setup()`` puts a :class:`torch.nn.Module` into ``self.model``.
 
     Parameter sync covers ``self.model`` (parameters and persistent buffers); checkpoints cover every attribute with a
-    ``state_dict``, so an optimizer in ``self.optimizer`` and a schedule in ``self.scheduler`` are resumed too.
+    ``state_dict``, so an optimizer in ``self.optimizer`` and a schedule in ``self.scheduler`` are resumed too. Of a
+    model with adapters (``models.<name>.args.lora``) both cover what is trained.
     """
 
     model: torch.nn.Module
@@ -46,9 +50,54 @@ class TorchModule(BaseModule):
                 moved = {key: value.to(device) for key, value in state.items() if getattr(value, "ndim", 0)}
                 state.update(moved)
 
+    def sync_view(self, merged: bool = False) -> SyncView:
+        """What parameter sync moves: the parameters and persistent buffers of ``self.model``, by name.
+
+        Args:
+            merged: of a model with adapters the weights that they are merged into, for a model without any.
+        """
+        from chatlearn.modules.torch.lora import sync_view
+        from chatlearn.sync.transport import plain_view
+
+        return plain_view(self) if self._adapter is None else sync_view(self.model, merged)
+
+    def state_dict(self) -> dict[str, Any]:
+        """State that a checkpoint keeps; of a model with adapters its trained weights, and what tells its base."""
+        state = super().state_dict()
+        if self._adapter is not None:
+            from chatlearn.modules.torch.lora import base_fingerprint, trained_state
+
+            state["model"] = {"base": base_fingerprint(self.model), "trained": trained_state(self.model)}
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back what :meth:`state_dict` gave.
+
+        Raises:
+            ModuleError: an attribute of the checkpoint is not there after ``setup()``, or the adapters are others, or
+                are on another base model.
+        """
+        if self._adapter is not None and "model" in state:
+            from chatlearn.modules.torch.lora import base_fingerprint, load_trained_state
+
+            state = dict(state)
+            saved = state.pop("model")
+            if saved["base"] != base_fingerprint(self.model):
+                raise ModuleError(
+                    f"{self.name}: the weights under the adapters are others than in the run that was saved; put the "
+                    f"base model back into models.{self.name}.args.model_path"
+                )
+            load_trained_state(self.model, saved["trained"])
+        super().load_state_dict(state)
+
+    @property
+    def _adapter(self) -> Adapter | None:
+        return getattr(self.__dict__.get("model"), "lora_adapter", None)
+
     def export(self, path: str) -> None:
         """Writes ``self.model`` for use outside: in Hugging Face format with its tokenizer (``self.tokenizer``) where
-        it has ``save_pretrained``, else its state as ``model.safetensors``.
+        it has ``save_pretrained``, else its state as ``model.safetensors``. Adapters are merged into it, or written
+        alone in peft's format, as ``models.<name>.args.lora.export`` says.
 
         Raises:
             ModuleError: there is no ``self.model``.
@@ -60,14 +109,18 @@ class TorchModule(BaseModule):
             )
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
-        if hasattr(model, "save_pretrained"):
+        if (adapter := self._adapter) is not None:
+            from chatlearn.modules.torch.lora import export_adapter, export_merged
+
+            (export_merged if adapter.args.export == "merged" else export_adapter)(model, folder)
+        elif hasattr(model, "save_pretrained"):
             from chatlearn.modules.torch.huggingface import quiet
 
             with quiet():
                 model.save_pretrained(folder)
-            if (tokenizer := getattr(self, "tokenizer", None)) is not None:
-                tokenizer.save_pretrained(folder)
-            return
-        from safetensors.torch import save_model
+        else:
+            from safetensors.torch import save_model
 
-        save_model(model, str(folder / "model.safetensors"))
+            save_model(model, str(folder / "model.safetensors"))
+        if hasattr(model, "save_pretrained") and (tokenizer := getattr(self, "tokenizer", None)) is not None:
+            tokenizer.save_pretrained(folder)

@@ -14,6 +14,14 @@ from torch import Tensor
 from chatlearn.algorithms.losses import Aggregation, aggregate_count
 from chatlearn.errors import ConfigError
 from chatlearn.modules.torch.huggingface import ModelArgs
+from chatlearn.modules.torch.micro_batches import count_rows, regrouped
+from chatlearn.modules.torch.preparation import (
+    check_autocast,
+    checkpoint_layers,
+    compile_backbone,
+    compile_seconds_logged,
+    precision,
+)
 from chatlearn.types import Batch
 
 T = TypeVar("T")
@@ -33,10 +41,38 @@ class TrainArgs(ModelArgs):
     weight_decay: float = Field(0.0, ge=0, description="of AdamW")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
     num_minibatches: int = Field(1, ge=1, description="optimizer updates per global batch")
+    packing: bool = Field(False, description="sequences of a micro-batch share lines instead of being padded")
+    max_tokens_per_micro_batch: int | None = Field(
+        None,
+        ge=1,
+        description="the rows of a minibatch go through the model in micro-batches of at most so many tokens (with "
+        "packing: without padding); null: in the micro-batches of train_micro_batch_size",
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="layers keep only their inputs and are computed again in the backward pass: less memory"
+    )
+    autocast: Literal["bfloat16"] | None = Field(
+        None, description="dtype of products in the forward pass; parameters, log-probabilities and losses keep theirs"
+    )
+    compile: bool = Field(False, description="torch.compile of the model without its output layer")
 
 
 def make_optimizer(model: torch.nn.Module, args: TrainArgs) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2019), fused."""
+    """Readies a model for training as its arguments say, and makes its optimizer.
+
+    ``gradient_checkpointing`` and ``compile`` change how the model is computed, not what it holds.
+
+    Returns:
+        AdamW (Loshchilov and Hutter 2019), fused, over the parameters that need gradients.
+
+    Raises:
+        ConfigError: the model or the hardware can't do what the arguments ask for.
+    """
+    check_autocast(model, args.autocast)
+    if args.gradient_checkpointing:
+        checkpoint_layers(model)
+    if args.compile:
+        compile_backbone(model)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return torch.optim.AdamW(
         parameters, lr=args.learning_rate, betas=args.betas, weight_decay=args.weight_decay, fused=True
@@ -100,11 +136,14 @@ def run_updates(
     sums: Callable[[Batch], tuple[Tensor, dict[str, Tensor]]],
     *,
     aggregation: Aggregation = "token_mean",
+    max_length: int | None = None,
     loss_name: str = "loss",
+    after_update: Callable[[], None] | None = None,
 ) -> None:
     """``num_minibatches`` updates on one global batch, each loss normalised over its minibatch.
 
-    Logs the loss, ``grad_norm``, ``learning_rate`` and whatever ``sums`` gives, as means over tokens.
+    Logs the loss, ``grad_norm``, ``learning_rate`` and whatever ``sums`` gives, as means over tokens; with ``compile``
+    also ``compile_seconds``.
 
     Args:
         module: a trainer with ``model``, ``optimizer`` and :class:`TrainArgs`.
@@ -112,30 +151,44 @@ def run_updates(
         iteration: number of the global batch; the learning rate depends on it.
         sums: micro-batch -> its loss before normalisation (0-d), and sums over its tokens of what is logged (0-d).
         aggregation: how token losses are normalised; see :func:`chatlearn.algorithms.losses.aggregate`.
+        max_length: the length of the aggregation ``constant``, which no other reads.
         loss_name: the loss's metric.
+        after_update: called after each update.
     """
     args = module.model_args
     rate = learning_rate(args, iteration, num_train_steps(module.runtime_args))
     for group in module.optimizer.param_groups:
         group["lr"] = rate
     module.log("learning_rate", rate, "max")
+    first_row = 0
     for minibatch in minibatches(data, args.num_minibatches):
-        count = _count(module, minibatch, aggregation)
+        count = _count(module, minibatch, aggregation, max_length)
         totals: dict[str, Tensor] = {}
-        for batch in minibatch:
-            loss, metrics = sums(batch)
-            (loss / count).backward()  # pyright: ignore[reportUnknownMemberType]  # torch leaves its types open
-            for name, value in {loss_name: loss.detach(), **metrics}.items():
-                totals[name] = totals[name] + value if name in totals else value
+        with compile_seconds_logged(module, args.compile):
+            for batch in _micro_batches(module, minibatch, first_row):
+                with precision(module.device, args.autocast):
+                    loss, metrics = sums(batch)
+                (loss / count).backward()  # pyright: ignore[reportUnknownMemberType]  # torch leaves its types open
+                for name, value in {loss_name: loss.detach(), **metrics}.items():
+                    totals[name] = totals[name] + value if name in totals else value
         num_tokens = count if aggregation == "token_mean" else _count(module, minibatch, "token_mean")
         for name, value in totals.items():
             module.log(name, module.all_reduce(value) / (count if name == loss_name else num_tokens))
         module.log("grad_norm", torch.nn.utils.clip_grad_norm_(module.model.parameters(), args.max_grad_norm))
         module.optimizer.step()
         module.optimizer.zero_grad(set_to_none=True)
+        if after_update is not None:
+            after_update()
+        first_row += count_rows(minibatch)
 
 
-def _count(module: Any, minibatch: Sequence[Batch], aggregation: Aggregation) -> Tensor:
+def _micro_batches(module: Any, minibatch: Sequence[Batch], first_row: int) -> Sequence[Batch]:
+    """The micro-batches of a minibatch: those that came, or new ones under the token budget."""
+    budget, packing = module.model_args.max_tokens_per_micro_batch, module.model_args.packing
+    return minibatch if budget is None else regrouped(module, minibatch, first_row, budget, packing)
+
+
+def _count(module: Any, minibatch: Sequence[Batch], aggregation: Aggregation, max_length: int | None = None) -> Tensor:
     """What the sums over a minibatch are divided by."""
-    counts = [aggregate_count(batch["response_mask"], aggregation) for batch in minibatch]
+    counts = [aggregate_count(batch["response_mask"], aggregation, max_length=max_length) for batch in minibatch]
     return module.all_reduce(torch.stack(counts).sum()).clamp(min=1).to(module.device)

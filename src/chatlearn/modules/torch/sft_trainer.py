@@ -51,4 +51,5 @@ class SFTTrainer(TorchModule):
     def _sums(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a micro-batch before normalisation; nothing else is logged."""
         window = Window.of(batch, self.device)
-        return -aggregate_sum(policy_logprobs(self.model, window, 1.0), window.mask, "token_mean"), {}
+        logprobs = policy_logprobs(self.model, window, 1.0, packing=self.model_args.packing)
+        return -aggregate_sum(logprobs, window.mask, "token_mean"), {}

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-
 _MARGIN_TOKENS = 4
 """Tokens before the longest stop string that are decoded with it: part of a character, or a leading space that some
 tokenizers drop at the start of a text, must not hide its first letter."""
@@ -27,27 +24,20 @@ class StopStrings:
         # any other token adds at least a byte to the text
         self._tail = max(len(string.encode()) for string in strings) + _MARGIN_TOKENS
 
-    def ended(self, tokens_BL: Tensor, running_B: Tensor) -> Tensor:
-        """Which running responses hold a stop string in their last tokens.
+    def ended(self, rows: Sequence[int], responses: Sequence[list[int]]) -> list[bool]:
+        """Which responses hold a stop string in their last tokens.
 
         Args:
-            tokens_BL: ``[B, L]`` int64; the responses so far, one token longer than at the last call.
-            running_B: ``[B]`` bool; only these are looked at.
-
-        Returns:
-            ``[B]`` bool, on the device of ``running_B``.
+            rows: of the batch; which they are makes no difference.
+            responses: the tokens of each so far, one more than at the last call.
         """
-        rows = running_B.nonzero().flatten()
-        found = torch.zeros_like(running_B)
-        tails = _listed(tokens_BL[rows, -self._tail :])
+        tails = [response[-self._tail :] for response in responses]
         for number, tail in enumerate(tails):
             if not self._silent.isdisjoint(tail):
-                spoken = [token for token in _listed(tokens_BL[rows[number]]) if token not in self._silent]
+                spoken = [token for token in responses[number] if token not in self._silent]
                 tails[number] = spoken[-self._tail :]
         texts = self._tokenizer.batch_decode(tails, skip_special_tokens=True)
-        ends = [self._end(text) is not None for text in texts]
-        found[rows] = torch.tensor(ends, dtype=torch.bool, device=rows.device)
-        return found
+        return [self._end(text) is not None for text in texts]
 
     def cut(self, response: str) -> str:
         """A response's text before its first stop string."""
@@ -56,7 +46,3 @@ class StopStrings:
     def _end(self, text: str) -> int | None:
         places = [place for string in self._strings if (place := text.find(string)) >= 0]
         return min(places, default=None)
-
-
-def _listed(tokens: Tensor) -> list[Any]:
-    return tokens.tolist()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]  # a bare list

@@ -46,7 +46,7 @@ class ValueTrainer(TorchModule):
         """The loss of a micro-batch before normalisation; nothing else is logged."""
         window = Window.of(batch, self.device)
         errors = value_loss_per_token(
-            state_values(self.model, window),
+            state_values(self.model, window, packing=self.model_args.packing),
             window.cut(batch["values"]),
             window.cut(batch["returns"]),
             window.mask,

@@ -15,7 +15,7 @@ from chatlearn.engine.engine import Engine
 from chatlearn.engine.trainer import Trainer
 from chatlearn.modules.torch.huggingface import quiet
 from chatlearn.modules.torch.sft_trainer import SFTTrainer
-from chatlearn.recipes.ppo.task import Sample, build_model, build_tokenizer, imperfect_demonstrations
+from chatlearn.recipes.tasks.base import Sample, Task, load_task
 
 # pyright: reportUnknownMemberType=false
 # transformers leaves some types open.
@@ -31,6 +31,10 @@ class WarmStart(SFTTrainer):
     class Args(SFTTrainer.Args):
         """``models.warm_start.args``."""
 
+        task: str = Field(
+            "spell_backward",
+            description="what is learned: a module of chatlearn.recipes.tasks, or the import path of one of your own",
+        )
         seed: int = Field(0, ge=0, description="of the new model's weights, the demonstrations and their order")
         num_steps: int = Field(
             700,
@@ -45,9 +49,10 @@ def warm_start_engine(config: Config, folder: Path, training: list[Sample]) -> t
     """
     args = config.models[NAME].args
     seed, num_steps = args.get("seed", 0), args.get("num_steps", 700)
-    tokenizer = build_tokenizer()
+    task = configured_task(config)
+    tokenizer = task.build_tokenizer()
     with quiet():
-        build_model(tokenizer, seed).save_pretrained(folder / NAME / "initial")
+        task.build_model(tokenizer, seed).save_pretrained(folder / NAME / "initial")
     tokenizer.save_pretrained(folder / NAME / "initial")
     settings: dict[str, Any] = {
         "runtime.exp_name": NAME,
@@ -57,6 +62,7 @@ def warm_start_engine(config: Config, folder: Path, training: list[Sample]) -> t
         "runtime.load_data_checkpoint_iteration": None,
         "runtime.num_inference_per_prompt": 1,
         "runtime.max_replay_episode": 1,
+        "runtime.max_refill_rounds": 0,
         "runtime.seed": seed,
         "runtime.num_episode": num_steps // STEPS_PER_EPISODE,
         "runtime.sample_per_episode": BATCH_SIZE * STEPS_PER_EPISODE,
@@ -67,9 +73,13 @@ def warm_start_engine(config: Config, folder: Path, training: list[Sample]) -> t
         "runtime.export": [NAME],
         f"models.{NAME}.args.model_path": str(folder / NAME / "initial"),
     }
-    return settled(config, settings, [NAME]), warm_start_flow(
-        imperfect_demonstrations(training, seed, BATCH_SIZE * num_steps)
-    )
+    demonstrations = task.imperfect_demonstrations(training, seed, BATCH_SIZE * num_steps)
+    return settled(config, settings, [NAME]), warm_start_flow(demonstrations)
+
+
+def configured_task(config: Config) -> Task:
+    """The task that ``models.warm_start.args.task`` names."""
+    return load_task(config.model(NAME).args.get("task", "spell_backward"))
 
 
 def warm_start_flow(demonstrations: list[Sample]) -> Engine:
