@@ -5,9 +5,9 @@
 
 Workload: the recipes ``ppo_learned_reward`` (the reference of the comparison) and ``learned_only`` with their own
 settings, and ``learned_only`` with a tenth of its KL coefficient. Warm start and reward model are made once, by
-the first run; the seed is that of PPO. Prints one table: exact matches on 256 held-out prompts before and after, learned
-score and KL at the end, and the CPU seconds of each process; below it the share of held-out pairs that the reward model
-orders as the verifier does. ``--picture`` draws ``docs/images/over-optimisation.png`` from the runs' metrics.
+the first run; the seed is that of PPO. Prints one table: exact matches on 256 held-out prompts before and after, the
+learned score and the KL at the end, and the CPU seconds of each process; below it the share of held-out pairs that the
+reward model orders as the verifier does. ``--picture`` draws ``docs/images/over-optimisation.png`` from the metrics.
 
 Runs that are finished in ``--folder`` are not made again.
 """

@@ -112,8 +112,7 @@ def _check_program(line: int, words: list[str], files: set[str]) -> str:
 
 def _check_chatlearn(line: int, words: list[str], files: set[str]) -> str:
     """A recipe or a program of the repository: configuration file and settings are right."""
-    import importlib
-
+    
     from chatlearn.cli import COMMANDS
     from chatlearn.config import load_config, parse_command_line
     from chatlearn.errors import ConfigError
@@ -131,7 +130,7 @@ def _check_chatlearn(line: int, words: list[str], files: set[str]) -> str:
     if what.endswith(".py"):
         _check_program(line, [what], files)
     elif what in RECIPES:
-        source = source or importlib.import_module(RECIPES[what]).CONFIG
+        source = source or [RECIPES[what].config_path]
     elif what or not COMMANDS[words[0]].optional:
         raise PageError(line, f"there is no recipe {what!r}")
     try:

@@ -14,7 +14,7 @@ from bad_input_areas.cause import Causes
 from bad_input_areas.program import engine_of
 
 import chatlearn
-from chatlearn import ConfigError, Engine, Environment, StepError, Trainer
+from chatlearn import ConfigError, Engine, Environment, Trainer
 
 BEFORE, AT_SETUP = Causes(), Causes()
 FITTING = {"r": 4, "alpha": 8}
@@ -242,32 +242,20 @@ def other_base() -> None:
     policy({"path": "adapter"}, model())
 
 
-@AT_SETUP.cause(
-    StepError,
-    says="policy.reference_step scores with the adapter switched off, but policy has none",
-    at="policy[0].reference_step, rank 0, episode 1, batch 0",
-    fix=("Set models.policy.args.lora", "or call the step of a PolicyReference instead"),
+@BEFORE.cause(
+    ConfigError,
+    says="has no `lora`, but a flow calls reference_step",
+    at="dict  models.policy.args",
+    fix="set lora, or call the step of a PolicyReference",
 )
 def reference_step_without_an_adapter() -> None:
     """A policy without an adapter is to be its own reference."""
-    from chatlearn.modules.torch import PolicyInference, PolicyReference
+    from chatlearn.modules.torch import PolicyInference
 
-    class Untrained(PolicyInference):
-        """Needs no tokenizer, since it samples nothing."""
-
-        def setup(self) -> None:
-            PolicyReference.setup(self)
-
-        def build_dataset(self, prompts: Any) -> Any:
-            return prompts
-
-    chatlearn.init(
-        {**toys.settings("runs"), "models": {"policy": {"args": {"model_path": model(), "max_new_tokens": 2}}}}
-    )
-    policy = Untrained("policy")
-    fields = dict.fromkeys(("tokens", "attention_mask", "response_mask"), torch.ones(2))
-    flow = Environment(lambda batch: policy.reference_step(batch))
-    Engine(flow).set_dataset([fields, fields]).learn()
+    settings = {"policy": {"args": {"model_path": "some-model", "max_new_tokens": 2}}}
+    chatlearn.init({**toys.settings("runs"), "models": settings})
+    policy = PolicyInference("policy")
+    Engine(Environment(lambda batch: policy.reference_step(batch))).set_dataset(["a prompt"]).learn()
 
 
 @AT_SETUP.cause(

@@ -106,3 +106,36 @@ def test_rows_of_a_larger_memory_may_be_returned_while_other_rows_change(tmp_pat
     chatlearn.init(settings(tmp_path, num_episode=2))
     table = Table("table")
     Engine(Environment(lambda batch: table.forward_step(batch))).set_dataset([1, 2]).learn()
+
+
+class Borrowing(BaseModule):
+    @chatlearn.step(borrows=True)
+    def forward_step(self, data: dict[str, Any]) -> dict[str, Any]:
+        SEEN.append(data)
+        return {}
+
+
+class Overriding(Borrowing):
+    def forward_step(self, data: dict[str, Any]) -> dict[str, Any]:
+        SEEN.append(data)
+        return {}
+
+
+def test_a_step_that_borrows_gets_entries_as_they_are_and_one_that_overrides_it_copies(tmp_path: Path) -> None:
+    SEEN.clear()
+    chatlearn.init(settings(tmp_path, num_episode=1, sample_per_episode=1, data_shuffle=False))
+    source, lent, copied = Reading("source"), Borrowing("lent"), Overriding("copied")
+
+    def flow(batch: Any) -> Any:
+        records = source.forward_step(batch)
+        return records, lent.forward_step(records), copied.forward_step(records)
+
+    engine = Engine(Environment(flow)).set_dataset([record(0)])
+    engine.learn()
+    engine.stop()
+    (ids, messages, _), lent_data, copied_data = SEEN
+    assert lent_data["ids"] is not ids, "the list of a column is its own"
+    assert lent_data["ids"][0] is ids[0]
+    assert lent_data["messages"][0] is messages[0]
+    assert copied_data["ids"][0] is not ids[0]
+    assert copied_data["messages"] == messages

@@ -46,7 +46,11 @@ def collect_modules(graphs: Iterable[Graph]) -> dict[str, BaseModule]:
 
 
 def check_modules(
-    config: Config, modules: Mapping[str, BaseModule], environment: Environment | None, trainer: Trainer | None
+    config: Config,
+    modules: Mapping[str, BaseModule],
+    environment: Environment | None,
+    trainer: Trainer | None,
+    evaluator: Evaluator | None = None,
 ) -> list[str]:
     """Holds the configuration against the modules of the flows.
 
@@ -62,6 +66,7 @@ def check_modules(
     for name, module in modules.items():
         problems += check_args(name, type(module).Args, config)
     problems += check_trained(config, trained)
+    problems += check_callable(config, [part.graph for part in (environment, trainer, evaluator) if part is not None])
     problems += check_groups(config, environment, trainer) + check_position(config)
     sinks = "runtime.sinks"
     problems += [
@@ -76,6 +81,17 @@ def check_modules(
 def _section(config: Config, name: str) -> ModelConfig:
     """A model's section; of one that has none though others do, which is a problem of its own, the defaults."""
     return config.models.get(name) or ModelConfig()
+
+
+def check_callable(config: Config, graphs: Iterable[Graph]) -> list[Problem]:
+    """The steps of the flows can be called under the configuration."""
+    problems: list[Problem] = []
+    called = {(node.module.name, node.step): node.module for graph in graphs for node in graph}
+    for (name, step), module in called.items():
+        if (reason := type(module).why_not(step, _section(config, name).args)) is not None:
+            key = f"models.{name}.args"
+            problems.append(Problem(config.sources.get(key, ""), key, *reason))
+    return problems
 
 
 def check_trained(config: Config, trained: Collection[str]) -> list[Problem]:

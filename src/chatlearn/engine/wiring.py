@@ -250,7 +250,7 @@ class Wiring:
 
     def _checked_notes(self) -> list[str]:
         modules = self._modules
-        notes = check_modules(self._settled, modules, self.environment, self.trainer)
+        notes = check_modules(self._settled, modules, self.environment, self.trainer, self.evaluator)
         if (maker := self.environment or self.trainer) is not None:
             maker.prompts = (self._prompts or Prompts()).over(maker.given).configured(self._settled)
         check_datasets(self.environment, self.trainer, self.evaluator)

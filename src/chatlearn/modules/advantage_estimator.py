@@ -88,6 +88,7 @@ class AdvantageEstimator(BaseModule):
             self.kl_controller = AdaptiveKLController(args.kl_coef, args.kl_target, args.kl_horizon)
         self._seen_kl: list[tuple[float, int, int]] = []
 
+    @step(borrows=True)
     def forward_step(self, data: Batch) -> Batch:
         """Estimates the advantages of a batch of experience that holds whole groups.
 
@@ -104,7 +105,7 @@ class AdvantageEstimator(BaseModule):
             )
         return self._estimated(data, None)
 
-    @step(reads=(), writes={"advantages"})
+    @step(reads=(), writes={"advantages"}, borrows=True)
     def remax(self, *outputs: Batch) -> Batch:
         """ReMax: the advantages of sampled responses against greedy ones, row by row to the same prompts.
 
@@ -113,7 +114,7 @@ class AdvantageEstimator(BaseModule):
         """
         return self._estimated(merge_batches(outputs[:-1]), self._scores(outputs[-1]))
 
-    @step(reads=(), writes={"rewards", "scored", "reward_components"})
+    @step(reads=(), writes={"rewards", "scored", "reward_components"}, borrows=True)
     def combine(self, *outputs: Batch, names: Sequence[str], weights: Sequence[float], mode: RewardMixing) -> Batch:
         """The rewards of several reward modules as one; see
         :func:`~chatlearn.algorithms.reward_mixing.combine_rewards`.
@@ -140,7 +141,7 @@ class AdvantageEstimator(BaseModule):
             merged["response_mask"] = merged["response_mask"] * scored.unsqueeze(1)
         return {**merged, "rewards": rewards.nan_to_num(0.0), "scored": scored, "reward_components": scores}
 
-    @step(filters=True, reads={"advantages"}, writes=())
+    @step(filters=True, reads={"advantages"}, writes=(), borrows=True)
     def keep_signal(self, data: Batch) -> Batch:
         """Drops the groups whose samples all have the same reward: nothing is learned from them (dynamic sampling of
         DAPO, Yu et al. 2025, arXiv:2503.14476, section 3.2).

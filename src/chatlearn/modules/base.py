@@ -300,6 +300,19 @@ class BaseModule:
                 ) from None
         self._context.metrics.append((name, value, reduction))
 
+    @classmethod
+    def why_not(cls, step: str, args: Mapping[str, Any]) -> tuple[str, str] | None:
+        """Why a flow can't call a step under a configuration; asked for each step of each flow before anything starts.
+
+        Args:
+            step: its name.
+            args: ``models.<name>.args`` as they were written.
+
+        Returns:
+            What is wrong and how to put it right, as parts of a sentence; ``None`` where nothing is.
+        """
+        return None
+
     def stateful_attributes(self) -> dict[str, Any]:
         """Attributes with ``state_dict`` and ``load_state_dict`` (model, optimizer, scheduler, …), sorted by name."""
         return {

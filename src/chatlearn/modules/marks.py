@@ -21,6 +21,7 @@ def step(
     filters: bool = False,
     reads: Iterable[str] | None = None,
     writes: Iterable[str] | None = None,
+    borrows: bool = False,
 ) -> Callable[[F], F]: ...
 
 
@@ -31,6 +32,7 @@ def step(
     filters: bool = False,
     reads: Iterable[str] | None = None,
     writes: Iterable[str] | None = None,
+    borrows: bool = False,
 ) -> F | Callable[[F], F]:
     """Marks a method as a step that flows can call, beside the three that are steps by name.
 
@@ -41,6 +43,8 @@ def step(
         filters: the step may drop rows; its output holds ``source_rows``, the input rows that are left.
         reads: keys that this step needs, where they are not those of the class.
         writes: keys that it adds to its input's, where they are not those of the class.
+        borrows: the step neither changes nor keeps the lists, dicts and tuples that stand for samples in its input, so
+            it gets them as they are; any other gets copies. Records of hundreds of entries are worth it.
 
     Sample and group ids are carried along, and ``source_rows`` (ints or an integer tensor ``[rows]``) is taken out of
     the output. Values from before the step that are read together with later ones are repeated or dropped alike.
@@ -68,6 +72,7 @@ def step(
             "_chatlearn_filters": filters,
         }
         marks["_chatlearn_reads"] = None if reads is None else frozenset(reads)
+        marks["_chatlearn_borrows"] = borrows
         marks["_chatlearn_writes"] = None if writes is None else frozenset(writes)
         for name, value in marks.items():
             setattr(function, name, value)

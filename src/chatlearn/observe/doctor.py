@@ -21,6 +21,9 @@ EXTRAS: Mapping[str, tuple[tuple[str, ...], str]] = {
     "wandb": (("wandb",), "metrics in Weights & Biases"),
     "mlflow": (("mlflow-skinny", "sqlalchemy", "alembic"), "metrics in MLflow"),
     "trackio": (("trackio",), "metrics in Trackio"),
+    "math": (("math-verify",), "rewards that know when two answers are equal"),
+    "lora": (("peft",), "adapters instead of whole models in training, sync and checkpoints"),
+    "bench": (("trl", "accelerate", "datasets"), "the benchmark against TRL"),
     "demo": (("matplotlib", "reasoning-gym"), "the recipe `chatlearn run ppo`, and learning_curve.png"),
 }
 """Extra -> (distributions that it brings, what for)."""

@@ -147,29 +147,32 @@ class _Returned:
         return tensor is not None and tensor._version != self.version
 
 
-def own(data: Batch | list[Batch], copied: bool) -> Batch | list[Batch]:
+def own(data: Batch | list[Batch], copied: bool, borrowed: bool = False) -> Batch | list[Batch]:
     """A step's own dicts and lists around shared memory: tensors as aliases (``requires_grad_()`` and ``.grad`` stay
     with the step, writes are seen by all), arrays as read-only views; ``copied``: all is its own.
 
-    So are lists, dicts and tuples that stand in a list for one sample; objects of other kinds are shared.
+    So are lists, dicts and tuples that stand in a list for one sample, unless they are ``borrowed``; objects of other
+    kinds are shared.
     """
     if copied:
         return copy.deepcopy(data)
-    return [_own_batch(batch) for batch in data] if isinstance(data, list) else _own_batch(data)
+    if isinstance(data, list):
+        return [_own_batch(batch, borrowed) for batch in data]
+    return _own_batch(data, borrowed)
 
 
-def _own_batch(batch: Batch) -> Batch:
-    return {key: _own_value(value) for key, value in batch.items()}
+def _own_batch(batch: Batch, borrowed: bool) -> Batch:
+    return {key: _own_value(value, borrowed) for key, value in batch.items()}
 
 
-def _own_value(value: Column) -> Column:
+def _own_value(value: Column, borrowed: bool) -> Column:
     if isinstance(value, torch.Tensor):
         return value.detach()
     if isinstance(value, dict):
-        return _own_batch(value)
+        return _own_batch(value, borrowed)
     if isinstance(value, list):
-        immutable = _WITHOUT_MEMORY.issuperset(map(type, value))
-        return value.copy() if immutable else [own_entry(entry) for entry in value]
+        as_it_is = borrowed or _WITHOUT_MEMORY.issuperset(map(type, value))
+        return value.copy() if as_it_is else [own_entry(entry) for entry in value]
     return _read_only(value) if isinstance(value, np.ndarray) else value
 
 

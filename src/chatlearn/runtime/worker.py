@@ -239,7 +239,8 @@ class Worker:
     def _step(self, call: StepCall, function: Callable[..., Any], arguments: dict[str, Any], data: StepData) -> Any:
         self._check_reads(call, reads_of(self.module, function), data)
         mutates = self.module.mutates_inputs
-        given = {name: own(value, mutates) for name, value in data.items()}
+        borrows = getattr(function, "_chatlearn_borrows", False)
+        given = {name: own(value, mutates, borrows) for name, value in data.items()}
         tensors = [] if mutates else [pair for value in given.values() for pair in tensors_of(value)]
         watched = [(key, tensor, tensor._version) for key, tensor in tensors if not tensor.is_inference()]
         result = self._run(

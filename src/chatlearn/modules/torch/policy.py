@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -102,6 +102,15 @@ class PolicyInference(TorchModule):
 
     reads = frozenset[str]()  # prompt or messages: which of them, a set can't say
     writes = frozenset({"tokens", "attention_mask", "response_mask", "logprobs", "response", "finished"})
+
+    @classmethod
+    def why_not(cls, step: str, args: Mapping[str, Any]) -> tuple[str, str] | None:
+        """The step ``reference_step`` needs an adapter."""
+        if step != "reference_step" or args.get("lora") is not None:
+            return None
+        return "has no `lora`, but a flow calls reference_step, which scores with the adapter switched off", (
+            "set lora, or call the step of a PolicyReference"
+        )
 
     def setup(self) -> None:
         """Loads model and tokenizer."""

@@ -22,6 +22,7 @@ from chatlearn.algorithms.losses import (
 from chatlearn.algorithms.losses.surrogate import LossAndMetrics
 from chatlearn.algorithms.masking import masked_whiten
 from chatlearn.errors import DataError
+from chatlearn.modules.base import step
 from chatlearn.modules.torch.huggingface import load_causal_lm, load_tokenizer
 from chatlearn.modules.torch.module import TorchModule
 from chatlearn.modules.torch.optimization import TrainArgs, check_num_minibatches, make_optimizer, run_updates
@@ -129,6 +130,7 @@ class PolicyTrainer(TorchModule):
         if args.kl_target is not None:
             self.kl_controller = AdaptiveKLController(args.kl_loss_coef, args.kl_target, args.kl_horizon)
 
+    @step(borrows=True)
     @torch.no_grad()
     def forward_step(self, data: Batch) -> Batch:
         """Gives ``old_logprobs``, and nothing else: the log-probabilities of sampled tokens under the weights that are
@@ -141,6 +143,7 @@ class PolicyTrainer(TorchModule):
         mismatch.log(self)
         return {"old_logprobs": window.spread(logprobs, data["tokens"].shape[1])}
 
+    @step(borrows=True)
     def train_step(self, data: list[Batch], train_info: dict[str, Any]) -> None:
         """``num_minibatches`` updates on one global batch."""
         args = self.model_args

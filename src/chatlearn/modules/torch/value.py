@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from pydantic import Field
 
 from chatlearn.modules.torch.huggingface import ModelArgs, ValueModel, load_causal_lm
 from chatlearn.modules.torch.module import TorchModule
@@ -19,6 +20,8 @@ class ValueInference(TorchModule):
     class Args(ModelArgs):
         """``models.<name>.args``."""
 
+        packing: bool = Field(False, description="sequences of a batch share lines instead of being padded")
+
     reads = frozenset({"tokens", "attention_mask", "response_mask"})
     writes = frozenset({"values"})
 
@@ -30,4 +33,5 @@ class ValueInference(TorchModule):
     def forward_step(self, data: Batch) -> Batch:
         """Judges the states of a batch."""
         window = Window.of(data, self.device)
-        return {**data, "values": window.spread(state_values(self.model, window), data["tokens"].shape[1])}
+        values = state_values(self.model, window, packing=self.model_args.packing)
+        return {**data, "values": window.spread(values, data["tokens"].shape[1])}

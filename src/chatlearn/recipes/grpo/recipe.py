@@ -21,14 +21,19 @@ def build(config: Config) -> tuple[GRPOEngine, Callable[[Any], Any]]:
     policy = PolicyInference("policy")
     reward = RewardInference("reward")
     ppo_policy = PolicyTrainer("ppo_policy")
-    estimator = config.models["advantages"].args if "advantages" in config.models else {}
+    estimator = config.model("advantages").args
+    uses_kl = bool(estimator.get("kl_coef") or config.model("ppo_policy").args.get("kl_loss_coef"))
+    if "reference" in config.models:
+        reference = PolicyReference("reference")
+    else:  # an adapter's base model is there already
+        reference = policy if uses_kl and config.model("policy").args.get("lora") else None
 
     def eval_flow(batch: Any) -> Any:
         return reward.eval_step(policy.eval_step(batch))
 
     engine = GRPOEngine(
         policy,
-        PolicyReference("reference") if "reference" in config.models else None,
+        reference,
         reward,
         ppo_policy,
         advantages=AdvantageEstimator("advantages"),

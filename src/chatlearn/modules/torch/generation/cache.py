@@ -79,7 +79,7 @@ class SlotCache(Cache):
         new[: self.num_running, ..., self.start : self.stop, :] = buffer[: self.num_running, ..., old, :]
         return new
 
-    def join(self, prompts: Cache, source: Tensor | None) -> None:
+    def join(self, prompts: Any, source: Tensor | None) -> None:
         """Puts prompts behind the running sequences, up to the column :attr:`stop`.
 
         Args:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
+
+from chatlearn.modules.torch.generation.llama import LlamaStep, is_plain_llama
 
 if TYPE_CHECKING:
     from chatlearn.modules.torch.generation.cache import SlotCache
@@ -108,6 +110,7 @@ class _SlotDecoder:
         # other kinds of attention, and models that count in the mask (ALiBi), make what they need of two dimensions
         is_sdpa = getattr(model.config, "_attn_implementation", None) == "sdpa"
         self._takes_4d = is_sdpa and getattr(model, "_supports_attention_backend", False)
+        self._short = LlamaStep(model) if is_plain_llama(model) else None
         self._positions_N = prompts.input_ids.new_empty(0)
         self._visible: Any = None
         """``[slots, columns, 1]`` bool: what a sequence attends to; true from the cache's ``stop`` on."""
@@ -129,7 +132,10 @@ class _SlotDecoder:
     def step(self, tokens_N: Tensor, num_slots: int, remaining: int) -> Tensor:
         cache = self._cache
         self._reserve(num_slots, 0, remaining)
-        logits = _next_logits(self._model, tokens_N[:, None], self._mask(), self._positions_N[:, None], cache)
+        if self._short is not None:
+            logits = self._short(tokens_N, self._mask(), self._positions_N, cache)
+        else:
+            logits = _next_logits(self._model, tokens_N[:, None], self._mask(), self._positions_N[:, None], cache)
         self._positions_N.add_(1)
         cache.stop += 1
         return logits

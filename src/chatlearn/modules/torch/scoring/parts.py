@@ -4,6 +4,7 @@ logits, and how sequences may share a line.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -125,14 +126,17 @@ def _way_of_packing(
         mask = None if mask is None else mask.to(device)
         return states(Layout(torch.tensor([tokens], device=device), position_ids, mask, no_sources))[0, -2:]
 
+    refusal = ConfigError(
+        f"packing: true, but in {type(model).__name__} (attention: {implementation}) sequences that share a line see "
+        f"each other: position ids that start anew don't part them. Set packing: false for this model."
+    )
+    if not _takes_position_ids(backbone):
+        raise refusal
     with _uncompiled(model):
         alone = tried([a, b, a, b])
         twice = (tried([*before, a, b, a, b], [0, 1, 2, 0, 1, 2, 3]) for before in ([b, b, a], [a, a, b]))
         if not all(_agree(together, alone) for together in twice):
-            raise ConfigError(
-                f"packing: true, but in {type(model).__name__} (attention: {implementation}) sequences that share a "
-                f"line see each other: position ids that start anew don't part them. Set packing: false for this model."
-            )
+            raise refusal
         sharing = False
         if implementation in ("sdpa", "eager") and _sees_everything(config):
             # two sequences that begin alike: a b | b b and a b | a b
@@ -141,6 +145,11 @@ def _way_of_packing(
             sharing = _agree(tried([a, b, b, b, a, b], [0, 1, 2, 3, 2, 3], mask[None, None]), alone)
     hidden_size = int(getattr(config, "hidden_size", 0) or 1024)
     return WayOfPacking(hidden_size, single_line="flash" in implementation, sharing=sharing)
+
+
+def _takes_position_ids(backbone: Any) -> bool:
+    parameters = inspect.signature(backbone.forward).parameters
+    return "position_ids" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def _sees_everything(config: Any) -> bool:
