@@ -4,7 +4,9 @@ All train the same model on the same prompts on one thread, in this process, in 
 responses to each, updates, one schedule, optimizer and reward. The engine and TRL write metrics once a step, to
 TensorBoard and a log; samples, evaluation, checkpoints, start-up and the first step are left out everywhere. Tokens
 that were sampled and trained on and updates are counted where they happen; the program ends with an error if a side
-did more or less work than the others.
+did more or less work than the others. Sides differ in how they do it: the engine and the hand-written loop take the
+sampler's log-probabilities, TRL computes them anew; the engine packs sequences (``packing: true``), so that responses
+share the states of their prompt.
 
     python benchmarks/grpo_vs_trl.py [--model FOLDER]     # the demo's model, from a warm start or random weights
     python benchmarks/grpo_vs_trl.py --large              # 10 million parameters, responses of 8 to 256 tokens

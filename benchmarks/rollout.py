@@ -1,10 +1,10 @@
 """Tokens per CPU-second of the sampler, divided by those of ``transformers.generate`` on the same prompts.
 
-Both continue the same left-padded prompts with the same Qwen2 model (hidden size 256, 4 layers, vocabulary 1,024, random
-weights), drawing from the model's distribution as it is, in this process and on one thread, in turn. ``equal`` lengths: 64
-new tokens each. ``uneven``: each sequence ends at a length of its own, drawn between 8 and 256, by a stopping criterion
-per row on both sides. No token ends a response by itself, so both make the same number of useful tokens; that is checked.
-The sampler gives log-probabilities too, which ``generate`` isn't asked for.
+Both continue the same left-padded prompts with the same Qwen2 model (hidden size 256, 4 layers, vocabulary 1,024,
+random weights), drawing from the model's distribution as it is, in this process and on one thread, in turn. ``equal``
+lengths: 64 new tokens each. ``uneven``: each sequence ends at a length of its own, drawn between 8 and 256, by a
+stopping criterion per row on both sides. No token ends a response by itself, so both make the same number of useful
+tokens; that is checked. The sampler gives log-probabilities too, which ``generate`` isn't asked for.
 
     python benchmarks/rollout.py [--alternations 5] [--batches 1 16 64 256] [--quick]
 
@@ -83,7 +83,7 @@ def make_model() -> Any:
 
 
 def make_workload(batch_size: int, kind: str, seed: int) -> Workload:
-    """Prompts of 8 to 24 tokens. Lengths of one sequence are the mean of those that they are drawn from."""
+    """Prompts of 8 to 24 tokens. A batch of one has the mean of the lengths that others are drawn from."""
     generator = random.Random(seed)
     prompts = [
         [generator.randrange(1, VOCABULARY) for _ in range(generator.randint(*PROMPT_TOKENS))]

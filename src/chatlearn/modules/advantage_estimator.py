@@ -146,7 +146,10 @@ class AdvantageEstimator(BaseModule):
         """Drops the groups whose samples all have the same reward: nothing is learned from them (dynamic sampling of
         DAPO, Yu et al. 2025, arXiv:2503.14476, section 3.2).
         """
-        has_signal = self._has_signal(self._scores(data)) if "rewards" in data else _any_row(data["advantages"])
+        if "rewards" in data and self.model_args.estimator not in _WITHOUT_GROUPS:
+            has_signal = _group_std(self._scores(data), self.batch.group_ids) > 0
+        else:
+            has_signal = _any_row(data["advantages"])
         return {"advantages": data["advantages"][has_signal], "source_rows": has_signal.nonzero().flatten()}
 
     def after_episode(self) -> None:
@@ -232,8 +235,9 @@ class AdvantageEstimator(BaseModule):
             share = signal.float().mean()
         else:
             firsts = torch.tensor(list({group: row for row, group in enumerate(self.batch.group_ids)}.values()))
-            share = self._has_signal(scores_B)[firsts].float().mean()
-            self.log("reward_std", _group_std(scores_B, self.batch.group_ids)[firsts].mean())
+            std = _group_std(scores_B, self.batch.group_ids)[firsts]
+            share = (std > 0).float().mean()
+            self.log("reward_std", std.mean())
         self.log("signal", share)
         limit = self.model_args.max_batches_without_signal
         if self._silence.lasts(bool(share > 0)) == limit:
@@ -243,10 +247,6 @@ class AdvantageEstimator(BaseModule):
                 f"{_least(-scores_B) * -1:g}. Check the reward function, make the task easier or the policy better to "
                 f"begin with; models.{self.name}.args.max_batches_without_signal sets the limit."
             )
-
-    def _has_signal(self, scores_B: Tensor) -> Tensor:
-        """Which samples ``[B]`` bool stand in a group whose rewards differ."""
-        return _group_std(scores_B, self.batch.group_ids) > 0
 
 
 class _Silence:

@@ -182,7 +182,11 @@ def own_entry(entry: Any) -> Any:
     if kind in _WITHOUT_MEMORY:
         return entry
     if kind is dict:
-        return {key: part if type(part) in _WITHOUT_MEMORY else own_entry(part) for key, part in entry.items()}
+        copied = entry.copy()
+        for key, part in entry.items():
+            if type(part) not in _WITHOUT_MEMORY:
+                copied[key] = own_entry(part)
+        return copied
     if kind is list or kind is tuple:
         parts: list[Any] = list(entry) if _WITHOUT_MEMORY.issuperset(map(type, entry)) else list(map(own_entry, entry))
         return parts if kind is list else tuple(parts)

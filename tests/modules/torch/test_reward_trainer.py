@@ -159,6 +159,21 @@ def test_eval_step_scores_pairs_and_learns_nothing(simple: str) -> None:
     assert all(torch.equal(value, before[name]) for name, value in parameters(trainer).items())
 
 
+@pytest.mark.parametrize(
+    ("option", "tolerance"), [({"gradient_checkpointing": True}, 1e-6), ({"autocast": "bfloat16"}, 0.05)]
+)
+def test_options_of_the_shared_updates_hold_here_too(simple: str, option: dict[str, Any], tolerance: float) -> None:
+    losses = []
+    for more in ({}, option):
+        trainer = build(RewardTrainer, model_path=simple, learning_rate=1e-4, **more)
+        batch = batch_of(trainer, PAIRS)
+        for i in range(2):
+            trainer.train_step([batch], {"iteration": i})
+        losses.append(logged(trainer)["loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=tolerance)
+    assert (losses[1] != losses[0]) == ("autocast" in option)
+
+
 def test_several_minibatches_are_several_updates(simple: str) -> None:
     trainer = build(RewardTrainer, model_path=simple, learning_rate=0.01, num_minibatches=2)
     trainer.train_step(cut(batch_of(trainer, PAIRS), 2, 3), {"iteration": 0})

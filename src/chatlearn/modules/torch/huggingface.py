@@ -61,7 +61,7 @@ def load_tokenizer(args: ModelArgs) -> Any:
     """
     from transformers import AutoTokenizer
 
-    tokenizer = _loaded(AutoTokenizer, args, what="tokenizer")
+    tokenizer = loaded(AutoTokenizer, args, what="tokenizer")
     if tokenizer.eos_token_id is None:
         raise ConfigError(
             f"The tokenizer of {args.model_path} has no end-of-sequence token, so no response could ever end. Set "
@@ -84,7 +84,7 @@ def load_causal_lm(args: ModelArgs, device: torch.device) -> Any:
     from transformers import AutoModelForCausalLM
 
     dtype = getattr(torch, args.dtype)
-    model, info = _loaded(AutoModelForCausalLM, args, what="model", dtype=dtype, output_loading_info=True)
+    model, info = loaded(AutoModelForCausalLM, args, what="model", dtype=dtype, output_loading_info=True)
     if missing := sorted(info["missing_keys"]):
         raise ConfigError(
             f"model_path {args.model_path!r}: its files lack {len(missing)} parameters of a {type(model).__name__}: "
@@ -96,7 +96,12 @@ def load_causal_lm(args: ModelArgs, device: torch.device) -> Any:
     return model.to(device).eval()
 
 
-def _loaded(loader: Any, args: ModelArgs, what: str, **options: Any) -> Any:
+def loaded(loader: Any, args: ModelArgs, what: str, **options: Any) -> Any:
+    """What one of transformers' ``Auto…`` classes makes of a model's folder.
+
+    Raises:
+        ConfigError: it can't be loaded.
+    """
     path = str(Path(args.model_path).expanduser())
     try:
         with quiet():

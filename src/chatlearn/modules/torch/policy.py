@@ -165,7 +165,7 @@ class PolicyInference(TorchModule):
         """The most likely response to each prompt."""
         return self.forward_step(data, greedy=True)
 
-    @step(reads=("tokens", "attention_mask", "response_mask"), writes=("ref_logprobs",))
+    @step(reads=("tokens", "attention_mask", "response_mask"), writes=("ref_logprobs",), borrows=True)
     @torch.inference_mode()
     def reference_step(self, data: Batch) -> Batch:
         """Adds ``ref_logprobs``, as a :class:`PolicyReference` with the base model does: scores the responses with the
@@ -200,6 +200,7 @@ class PolicyReference(TorchModule):
         """Loads the model."""
         self.model = load_causal_lm(self.model_args, self.device)
 
+    @step(borrows=True)
     @torch.inference_mode()
     def forward_step(self, data: Batch) -> Batch:
         """Scores the responses of a batch."""

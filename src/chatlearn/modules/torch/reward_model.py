@@ -22,7 +22,7 @@ from chatlearn.modules.torch.chat import is_conversation
 from chatlearn.modules.torch.exchanges import Exchange, check_lengths, encode
 from chatlearn.modules.torch.huggingface import (
     ModelArgs,
-    _loaded,  # pyright: ignore[reportPrivateUsage]
+    loaded,
 )
 from chatlearn.modules.torch.prompts import padded
 
@@ -237,7 +237,7 @@ def load_reward_model(args: ModelArgs, device: torch.device, *, new_head: bool =
     """
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    config = _loaded(AutoConfig, args, what="configuration")
+    config = loaded(AutoConfig, args, what="configuration")
     _settle_padding(config.get_text_config(), args, new_head)
     config.use_cache = False
     if new_head:
@@ -245,7 +245,7 @@ def load_reward_model(args: ModelArgs, device: torch.device, *, new_head: bool =
     options: dict[str, Any] = {"config": config, "dtype": getattr(torch, args.dtype), "output_loading_info": True}
     try:
         with _without_report():
-            model, info = _loaded(AutoModelForSequenceClassification, args, what="model", **options)
+            model, info = loaded(AutoModelForSequenceClassification, args, what="model", **options)
     except RuntimeError as error:
         if not new_head:
             raise
@@ -314,7 +314,7 @@ def load_reward_tokenizer(args: ModelArgs, *, needs_eos: bool = False) -> Any:
     """
     from transformers import AutoTokenizer
 
-    tokenizer = _loaded(AutoTokenizer, args, what="tokenizer")
+    tokenizer = loaded(AutoTokenizer, args, what="tokenizer")
     if needs_eos and tokenizer.eos_token_id is None:
         raise ConfigError(
             f"append_eos: the tokenizer of {args.model_path} has no end-of-sequence token. Leave append_eos out, or "

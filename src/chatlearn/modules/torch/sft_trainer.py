@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from chatlearn.algorithms.losses import aggregate_sum
+from chatlearn.modules.base import step
 from chatlearn.modules.torch.huggingface import load_causal_lm, load_tokenizer
 from chatlearn.modules.torch.module import TorchModule
 from chatlearn.modules.torch.optimization import TrainArgs, check_num_minibatches, make_optimizer, run_updates
@@ -44,6 +45,7 @@ class SFTTrainer(TorchModule):
         """Pairs of prompt and response, tokenized by the model's own tokenizer."""
         return Demonstrations(pairs, self.tokenizer)
 
+    @step(borrows=True)
     def train_step(self, data: list[Batch], train_info: dict[str, Any]) -> None:
         """``num_minibatches`` updates on one global batch."""
         run_updates(self, data, train_info["iteration"], self._sums)

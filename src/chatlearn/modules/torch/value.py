@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from pydantic import Field
 
+from chatlearn.modules.base import step
 from chatlearn.modules.torch.huggingface import ModelArgs, ValueModel, load_causal_lm
 from chatlearn.modules.torch.module import TorchModule
 from chatlearn.modules.torch.scoring import Window, state_values
@@ -29,6 +30,7 @@ class ValueInference(TorchModule):
         """Loads the backbone and makes the head."""
         self.model = ValueModel(load_causal_lm(self.model_args, self.device))
 
+    @step(borrows=True)
     @torch.inference_mode()
     def forward_step(self, data: Batch) -> Batch:
         """Judges the states of a batch."""

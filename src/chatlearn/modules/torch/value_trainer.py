@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from chatlearn.algorithms.losses import aggregate_sum, value_loss_per_token
+from chatlearn.modules.base import step
 from chatlearn.modules.torch.huggingface import ValueModel, load_causal_lm
 from chatlearn.modules.torch.module import TorchModule
 from chatlearn.modules.torch.optimization import TrainArgs, check_num_minibatches, make_optimizer, run_updates
@@ -38,6 +39,7 @@ class ValueTrainer(TorchModule):
         self.optimizer = make_optimizer(self.model, self.model_args)
         check_num_minibatches(self)
 
+    @step(borrows=True)
     def train_step(self, data: list[Batch], train_info: dict[str, Any]) -> None:
         """``num_minibatches`` updates on one global batch."""
         run_updates(self, data, train_info["iteration"], self._sums, loss_name="value_loss")

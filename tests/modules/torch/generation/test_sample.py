@@ -159,6 +159,19 @@ def test_no_more_than_max_running_sequences_run_and_the_next_ones_join() -> None
     assert_same(rows_of(few), rows_of(together))
 
 
+def test_a_sequence_at_the_limit_leaves_though_it_is_the_only_one() -> None:
+    """One of 33 has all its tokens when the others, which joined after its third, have two to go."""
+    model = make_model("llama")
+    prompts = [[2 + row % 28] for row in range(65)]
+    lengths = [MAX_NEW_TOKENS, *[3] * 32, *[MAX_NEW_TOKENS] * 32]
+    noise = uniforms(2, range(65), MAX_NEW_TOKENS)
+    options: dict[str, Any] = {"eos_token_ids": (), "ended": ends_at(lengths)}
+    calls = Calls(model)
+    few = rows_of(run(model, prompts, noise, max_running=33, **options))
+    assert [rows for rows, _ in calls.steps] == [33] * (MAX_NEW_TOKENS - 1) + [32] * 2
+    assert_same(few, rows_of(run(model, prompts, noise, **options)))
+
+
 @pytest.mark.parametrize("max_running", [None, 5])
 def test_equal_arguments_give_equal_bits(max_running: int | None) -> None:
     model = make_model("llama")

@@ -75,7 +75,6 @@ class SlotCache(Cache):
         if buffer is None:
             return None
         new = buffer.new_empty(self.num_slots, *buffer.shape[1:-2], self.capacity, buffer.shape[-1])
-        new[..., : self.start, :] = 0
         new[: self.num_running, ..., self.start : self.stop, :] = buffer[: self.num_running, ..., old, :]
         return new
 

@@ -73,7 +73,7 @@ def is_plain_llama(model: Any) -> bool:
     """Whether a model is just what transformers has for Llama, Qwen2 or Qwen3, in evaluation mode: no adapters, no
     hooks, no other layers (quantized, compiled), and attention by torch.
     """
-    kind = type(model)
+    kind: type[Any] = type(model)  # pyright: ignore[reportUnknownVariableType]
     if _CLASSES.get(kind.__name__) != kind.__module__ or model.config._attn_implementation != "sdpa":
         return False
     linear = [

@@ -20,7 +20,7 @@ CHUNK_ELEMENTS = {"cpu": 1 << 22}
 OTHER_CHUNK_ELEMENTS = 1 << 26
 """The same for accelerators, which need many rows to be busy: 256 MiB of float32."""
 
-MIN_ROWS = 32
+MIN_ROWS = 64
 """Rows of a chunk, whatever the vocabulary: with fewer, reading the output layer's weight takes longer than the
 product."""
 
