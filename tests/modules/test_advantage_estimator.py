@@ -186,3 +186,35 @@ def test_a_run_that_had_a_signal_may_fall_silent() -> None:
     for _ in range(3):
         module.forward_step({"rewards": torch.ones(2)})
     assert logged(module)["signal"] == 0
+
+
+def test_a_module_without_weight_takes_nothing_out_of_training() -> None:
+    rule = {"rewards": torch.tensor([1.0, 2]), "response_mask": torch.ones(2, 2)}
+    judge = {"rewards": torch.tensor([0.0, 5]), "scored": torch.tensor([False, True])}
+    judge["response_mask"] = torch.tensor([[0.0, 0], [1, 1]])
+    for outputs, names, weights in ([(rule, judge), "ab", [1, 0]], [(judge, rule), "ba", [0, 1]]):
+        made = make([0, 0]).combine(*outputs, names=list(names), weights=weights, mode="sum_then_normalize")
+        assert made["rewards"].tolist() == [1, 2]
+        assert made["response_mask"].tolist() == [[1, 1], [1, 1]]
+
+
+def test_normalising_groups_of_one_is_refused() -> None:
+    output = {"rewards": torch.tensor([1.0, 2])}
+    with pytest.raises(ConfigError, match="every reward would become 0"):
+        make([0, 1]).combine(output, output, names=["a", "b"], weights=[1, 1], mode="normalize_then_sum")
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool])
+@pytest.mark.parametrize("estimator", ["grpo", "reinforce_plus_plus"])
+def test_a_mask_may_be_of_any_dtype(dtype, estimator) -> None:
+    data = {"rewards": torch.tensor([1.0, 3, 0, 0])}
+    expected = make([0, 0, 1, 1], estimator=estimator).forward_step({**data, "response_mask": MASK})
+    got = make([0, 0, 1, 1], estimator=estimator).forward_step({**data, "response_mask": MASK.to(dtype)})
+    assert torch.equal(got["advantages"], expected["advantages"])
+
+
+@pytest.mark.parametrize("estimator", ["reinforce_plus_plus", "remax"])
+def test_without_groups_what_has_advantages_has_a_signal(estimator) -> None:
+    module = make([0, 1, 2], group_size=1, estimator=estimator)
+    kept = module.keep_signal({"rewards": torch.ones(3), "advantages": torch.tensor([[0.0, 1], [0, 0], [2, 0]])})
+    assert kept["source_rows"].tolist() == [0, 2]

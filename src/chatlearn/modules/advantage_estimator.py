@@ -12,7 +12,6 @@ from torch import Tensor
 
 from chatlearn.algorithms.advantages import gae, grpo, remax, rloo
 from chatlearn.algorithms.kl import AdaptiveKLController, KLEstimator, kl_estimate
-from chatlearn.algorithms.reward_mixing import combine_rewards
 from chatlearn.algorithms.reward_mixing import RewardMixing, combine_rewards
 from chatlearn.errors import ConfigError, DataError
 from chatlearn.modules.base import BaseModule, merge_batches, step
@@ -131,14 +130,23 @@ class AdvantageEstimator(BaseModule):
         for name, output in zip(names, outputs, strict=True):
             if "rewards" not in output:
                 raise DataError(f"the reward module {name} returns no `rewards`; it has {', '.join(output) or 'none'}.")
+        groups = self.batch.group_ids
+        if mode == "normalize_then_sum" and len(set(groups)) == len(groups) > 1:
+            raise ConfigError(
+                f"{self.name}: normalize_then_sum compares the responses to a prompt, but each of the {len(groups)} "
+                f"samples is a group of its own, so every reward would become 0. Set "
+                f"runtime.num_inference_per_prompt to 2 or more, or combine='sum_then_normalize'."
+            )
         scores = {name: self._scores(output) for name, output in zip(names, outputs, strict=True)}
         by_name = dict(zip(names, weights, strict=True))
-        rewards = combine_rewards(scores, by_name, self.batch.group_ids, mode=mode)
+        rewards = combine_rewards(scores, by_name, groups, mode=mode)
         for name, score in scores.items():
             self.log(f"reward/{name}", score.nanmean())
         scored, merged = ~rewards.isnan(), merge_batches(outputs)
-        if "response_mask" in merged:
-            merged["response_mask"] = merged["response_mask"] * scored.unsqueeze(1)
+        masks = [output["response_mask"] for output in outputs if "response_mask" in output]
+        if masks:  # a module empties the mask of what it can't score, whatever its weight
+            whole = torch.stack([mask.float() for mask in masks]).amax(0)
+            merged["response_mask"] = whole * scored.unsqueeze(1)
         return {**merged, "rewards": rewards.nan_to_num(0.0), "scored": scored, "reward_components": scores}
 
     @step(filters=True, reads={"advantages"}, writes=(), borrows=True)
@@ -172,7 +180,7 @@ class AdvantageEstimator(BaseModule):
             )
         self._watch(scores_B, baseline_B)
         penalty_BT = self._penalty(data)
-        mask_BT = data.get("response_mask")
+        mask_BT = data["response_mask"].float() if "response_mask" in data else None
         if args.estimator == "reinforce_plus_plus":
             if mask_BT is None:
                 raise DataError("reinforce_plus_plus has a reward per token, but the batch has no `response_mask`.")

@@ -118,7 +118,7 @@ class PolicyTrainer(TorchModule):
     Args = PolicyArgs
 
     reads = frozenset({"tokens", "attention_mask", "response_mask", "logprobs", "advantages"})
-    writes = frozenset({"old_logprobs"})
+    writes = frozenset[str]()
 
     def setup(self) -> None:
         """Loads the model and makes the optimizer."""
@@ -130,7 +130,7 @@ class PolicyTrainer(TorchModule):
         if args.kl_target is not None:
             self.kl_controller = AdaptiveKLController(args.kl_loss_coef, args.kl_target, args.kl_horizon)
 
-    @step(borrows=True)
+    @step(reads={"tokens", "attention_mask", "response_mask", "logprobs"}, writes={"old_logprobs"}, borrows=True)
     @torch.no_grad()
     def forward_step(self, data: Batch) -> Batch:
         """Gives ``old_logprobs``, and nothing else: the log-probabilities of sampled tokens under the weights that are

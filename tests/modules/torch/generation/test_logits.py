@@ -64,7 +64,7 @@ def test_top_k_is_that_of_transformers(top_k: int) -> None:
     assert (expected[0].isfinite().sum() == min(top_k, 200)).item()
 
 
-@pytest.mark.parametrize("top_p", [1e-6, 0.1, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("top_p", [1e-9, 1e-6, 0.1, 0.5, 0.9, 0.999])
 def test_top_p_is_that_of_transformers(top_p: float) -> None:
     logits = some_logits()
     expected = TopPLogitsWarper(top_p)(NO_IDS, logits.clone())
@@ -189,7 +189,7 @@ def test_draws_by_hand() -> None:
 
 
 def test_a_rare_token_of_a_large_vocabulary_is_drawn_at_its_probability() -> None:
-    """The last of 200,000 tokens has 2e-6: a float32 sum of the others is off by more than that."""
+    """The last of 200,000 tokens has 2e-6: a sum of the others in float32 steps would be off by more than that."""
     logits = torch.zeros(1, 200_000)
     logits[0, -1] = torch.tensor(0.4).log()
     share = 0.4 / 199_999.4

@@ -141,9 +141,7 @@ def min_p_filtered(logits_NV: Tensor, min_p: float) -> Tensor:
     Nguyen et al. 2024, "Turning up the heat: min-p sampling", section 3.
     """
     probs = logits_NV.softmax(-1)
-    top, place = probs.max(-1, keepdim=True)
-    unlikely = (probs < min_p * top).scatter_(1, place, False)
-    return logits_NV.masked_fill(unlikely, -math.inf)
+    return logits_NV.masked_fill(probs < min_p * probs.amax(-1, keepdim=True), -math.inf)
 
 
 def draw(logits_NV: Tensor, noise_N: Tensor | None) -> tuple[Tensor, Tensor]:

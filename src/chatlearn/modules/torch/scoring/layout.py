@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -12,7 +13,7 @@ from torch import Tensor
 from chatlearn.data.balance import longest_first
 from chatlearn.modules.torch.scoring.window import Window
 
-_LINE_FACTORS = (1, 2, 4, 8, 16)
+_LINE_FACTORS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 16.0)
 """Lengths of lines that are considered, as multiples of the longest piece."""
 
 
@@ -111,8 +112,8 @@ def single_line(window: Window) -> list[list[Piece]]:
 def packed(window: Window, hidden_size: int, *, sharing: bool) -> list[list[Piece]]:
     """Lines that rows share, chosen for the least work.
 
-    Work is counted as tokens, padding included, times ``1 + length / (8 * hidden_size)``: attention to a whole line
-    grows with its length, everything else does not (the 8 is measured, on a processor). So the wider the model, the
+    Work is counted as tokens, padding included, times ``1 + length / (5 * hidden_size)``: attention to a whole line
+    grows with its length, everything else does not (the 5 is measured, on a processor). So the wider the model, the
     longer the lines; where sequences are short and of about equal length, every row keeps a line of its own.
 
     Args:
@@ -140,7 +141,7 @@ def _candidates(pieces: Sequence[Piece]) -> Iterable[list[list[Piece]]]:
     lengths = [piece.length for piece in pieces]
     yield [[piece] for piece in pieces]
     for factor in _LINE_FACTORS:
-        num_lines = -(-sum(lengths) // (factor * max(lengths, default=1)))
+        num_lines = math.ceil(sum(lengths) / (factor * max(lengths, default=1)))
         yield [[pieces[index] for index in line] for line in longest_first(lengths, num_lines or 1) if line]
         if num_lines <= 1:
             return
@@ -148,7 +149,7 @@ def _candidates(pieces: Sequence[Piece]) -> Iterable[list[list[Piece]]]:
 
 def _work(lines: Sequence[Sequence[Piece]], hidden_size: int) -> float:
     length = max((sum(piece.length for piece in line) for line in lines), default=0)
-    return len(lines) * length * (1 + length / (8 * hidden_size))
+    return len(lines) * length * (1 + length / (5 * hidden_size))
 
 
 def _pieces(window: Window, size: int) -> list[Piece]:
