@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import os
 import runpy
 import sys
 from collections.abc import Callable, Sequence
@@ -95,6 +96,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.__cause__ is not None:
             raise  # a user's own exception comes out with its own traceback first
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # whoever reads has had enough, as in `chatlearn flow … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return 0
 

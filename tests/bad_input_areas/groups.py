@@ -125,7 +125,7 @@ def refused(**args: Any) -> None:
     grpo(rewards_of(0.5), {"trainer": {"args": args}}, PolicyTrainer("trainer")).learn()
 
 
-@cause(ConfigError, says="'token_mean' is not for loss 'gspo'", at=TRAINER, fix="use seq_mean_mean")
+@cause(ConfigError, says="'token_mean' is not for loss 'gspo'", at=TRAINER, fix="use aggregation seq_mean_mean")
 def token_mean_of_sequences() -> None:
     """A loss of whole sequences is averaged over tokens."""
     refused(loss="gspo", aggregation="token_mean")

@@ -174,11 +174,32 @@ def test_the_trained_weights_go_to_the_policy(tmp_path) -> None:
     [
         ([], {}, "got no reward"),
         ([Reward("a"), Reward("b")], {"reward_weights": [1]}, r"1 reward_weights for 2 rewards \(a, b\)"),
+        ([Reward("a"), Reward("b")], {"reward_weights": [1, float("nan")]}, "a finite number for each of a, b"),
+        ([Reward("a"), Reward("b")], {"reward_weights": 1.0}, "a finite number for each of a, b; got 1.0"),
+        ([Reward("a"), Reward("b")], {"reward_weights": [0, 0]}, "all reward_weights"),
+        ([Reward("a"), Reward("a")], {}, "the reward a is given twice"),
+        (None, {}, "a reward is a module, or a list of them, got NoneType"),
+        (Reward("a"), {"combine": "sum"}, "give sum_then_normalize or normalize_then_sum"),
+        (Reward("a"), {"combine": "normalize_then_sum", "greedy_baseline": True}, "on their own scale"),
+        (Reward("a"), {"advantages": Reward("b")}, "advantages is an AdvantageEstimator"),
     ],
 )
 def test_rewards_that_do_not_fit_are_refused(reward, arguments, message) -> None:
     with pytest.raises(EngineError, match=message):
         GRPOEngine(Policy("policy"), None, reward, Trainer("trainer"), **arguments)
+
+
+@pytest.mark.parametrize(("role", "parts"), [("policy", (None, "t")), ("ppo_policy", ("p", None))])
+def test_parts_that_are_missing_are_named(role, parts) -> None:
+    policy, trainer = (Policy(name) if name else None for name in parts)
+    with pytest.raises(EngineError, match=f"{role} is a module, got NoneType"):
+        GRPOEngine(policy, None, Reward("reward"), trainer)
+
+
+def test_a_single_reward_has_a_weight_too(tmp_path) -> None:
+    engine = GRPOEngine(Policy("policy"), None, [Reward("reward")], Trainer("trainer"), reward_weights=[0.25])
+    for rows in learn(tmp_path, engine).values():
+        assert all(float(row["rewards"]) == pytest.approx(0.25 * float(row["action"])) for row in rows)
 
 
 def test_a_policy_that_can_not_score_is_no_reference() -> None:

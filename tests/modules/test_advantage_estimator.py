@@ -99,15 +99,15 @@ def test_the_kl_is_taken_off_the_reward(estimator, kl_estimator) -> None:
 
 
 def test_the_weight_of_the_kl_follows_its_target_once_per_episode() -> None:
-    module = make([0, 0], estimator="dr_grpo", kl_coef=0.1, kl_target=0.5, kl_horizon=20.0)
+    module = make([0, 0], estimator="dr_grpo", kl_coef=0.1, kl_target=0.5, kl_horizon=2000.0)
     mask = torch.ones(2, 2)
     data = {"rewards": torch.tensor([0.0, 1]), "logprobs": mask * 2, "ref_logprobs": mask, "response_mask": mask}
     module.forward_step(data)
     module.forward_step(data)
     assert logged(module)["kl_coef"] == pytest.approx(0.1)
     module.after_episode()
-    # KL 1 against 0.5: the error is clipped to 0.2; four samples of twenty
-    assert module.kl_controller.coef == pytest.approx(0.1 * (1 + 0.2 * 4 / 20))
+    # KL 1 against 0.5: the error is clipped to 0.2; four samples of two thousand
+    assert module.kl_controller.coef == pytest.approx(0.1 * (1 + 0.2 * 4 / 2000))
     assert module.state_dict()["kl_controller"] == {"coef": module.kl_controller.coef}
 
 
@@ -200,8 +200,8 @@ def test_a_module_without_weight_takes_nothing_out_of_training() -> None:
 
 def test_normalising_groups_of_one_is_refused() -> None:
     output = {"rewards": torch.tensor([1.0, 2])}
-    with pytest.raises(ConfigError, match="every reward would become 0"):
-        make([0, 1]).combine(output, output, names=["a", "b"], weights=[1, 1], mode="normalize_then_sum")
+    with pytest.raises(ConfigError, match="normalize_then_sum compares the responses"):
+        make([0, 1], group_size=1).combine(output, output, names=["a", "b"], weights=[1, 1], mode="normalize_then_sum")
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool])
@@ -213,8 +213,46 @@ def test_a_mask_may_be_of_any_dtype(dtype, estimator) -> None:
     assert torch.equal(got["advantages"], expected["advantages"])
 
 
-@pytest.mark.parametrize("estimator", ["reinforce_plus_plus", "remax"])
-def test_without_groups_what_has_advantages_has_a_signal(estimator) -> None:
-    module = make([0, 1, 2], group_size=1, estimator=estimator)
-    kept = module.keep_signal({"rewards": torch.ones(3), "advantages": torch.tensor([[0.0, 1], [0, 0], [2, 0]])})
-    assert kept["source_rows"].tolist() == [0, 2]
+@pytest.mark.parametrize("rewards", [{"rewards": torch.ones(6)}, {}])
+def test_where_rewards_are_not_compared_a_group_stays_whole_if_any_of_it_has_an_advantage(rewards) -> None:
+    module = make([0, 0, 1, 1, 2, 2], estimator="remax")
+    advantages = torch.tensor([[0.0, 1], [0, 0], [0, 0], [0, 0], [0, 0], [2, 0]])
+    kept = module.keep_signal({**rewards, "advantages": advantages})
+    assert kept["source_rows"].tolist() == [0, 1, 4, 5]
+    assert torch.equal(kept["advantages"], advantages[[0, 1, 4, 5]])
+
+
+def test_a_failure_is_a_signal_among_successes_for_reinforce_plus_plus_too() -> None:
+    module = make([0, 0, 1, 1], estimator="reinforce_plus_plus")
+    rewards = {"rewards": torch.tensor([0.0, 1, 1, 1])}
+    estimated = module.forward_step({**rewards, "response_mask": MASK})
+    assert module.keep_signal({**rewards, **estimated})["source_rows"].tolist() == [0, 1]
+
+
+def test_groups_of_one_are_never_silent() -> None:
+    with pytest.raises(ConfigError, match="leaving out groups without signal compares"):
+        make([0, 1], group_size=1, estimator="reinforce_plus_plus").keep_signal(
+            {"rewards": torch.ones(2), "advantages": torch.ones(2)}
+        )
+
+
+def test_nobody_trains_on_what_could_not_be_scored() -> None:
+    module = make([0, 0, 1, 1], estimator="reinforce_plus_plus")
+    made = module.forward_step({"rewards": [1.0, None, 0.5, 0.0], "response_mask": MASK})
+    assert made["response_mask"].tolist() == [[0, 1, 1], [0, 0, 0], [0, 1, 1], [0, 1, 1]]
+    assert made["advantages"][1].tolist() == [0, 0, 0]
+
+
+def test_an_infinite_reward_is_named_by_its_sample() -> None:
+    with pytest.raises(DataError, match=r"sample 1 of the batch \(id 1\) got inf"):
+        make([0, 0]).forward_step({"rewards": torch.tensor([1.0, math.inf])})
+
+
+def test_a_reward_that_is_no_number_is_refused() -> None:
+    with pytest.raises(DataError, match="`rewards` must be numbers"):
+        make([0, 0]).forward_step({"rewards": [1.0, "good"]})
+
+
+def test_a_horizon_that_lets_the_weight_fall_to_nothing_is_refused_at_once() -> None:
+    with pytest.raises(ConfigError, match=r"advantages\.args\.kl_horizon is 20, .* Set it above"):
+        make([0, 0], kl_coef=0.1, kl_target=0.5, kl_horizon=20.0)

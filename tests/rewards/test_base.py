@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import subprocess
 import sys
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -209,3 +210,17 @@ def test_none_is_found_where_only_the_batch_raises_or_the_time_is_up():
     assert calls == [1, 1, 1]
     assert find_failing(at_most_two, PROMPTS, COMPLETIONS, {}, max_seconds=-1) is None
     assert calls == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(1e300, r"1e\+300"), (-1e39, r"-1e\+39"), (10**400, "0x"), (-(10**400), "-0x"), (Fraction(10**50, 3), "Fraction")],
+)
+def test_a_number_that_float32_can_not_hold_is_refused_with_its_sample(value, words):
+    with pytest.raises(DataError, match=f"sample 1 got {words}.*finite number, or None.*float32, so up to 3.4e38"):
+        score(lambda prompts, completions: [0.0, value], ["p"] * 2, ["c"] * 2)
+
+
+def test_the_largest_numbers_of_float32_are_rewards():
+    largest = float(np.finfo(np.float32).max)
+    assert score(lambda prompts, completions: [largest, -largest], ["p"] * 2, ["c"] * 2) == [largest, -largest]

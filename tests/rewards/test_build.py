@@ -73,3 +73,19 @@ def test_functions_and_objects_without_arguments_are_taken_as_they_are():
 def test_what_can_not_be_made_is_refused(spec, kwargs, words):
     with pytest.raises(ConfigError, match=words):
         build_reward(spec, kwargs)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "words"),
+    [
+        ("overlong_penalty", {"max_length": "4", "buffer": 2}, r"OverlongPenalty.*max_length='4', buffer=2: TypeError"),
+        ("length_penalty", {"per_unit": "x"}, r"LengthPenalty.*per_unit='x': TypeError"),
+        ("length_penalty", {"per_unit": 1, "floor": "x"}, r"LengthPenalty.*floor='x': TypeError"),
+        ("length_penalty", {"per_unit": 1, "floor": float("nan")}, "floor must be at most 0"),
+        ("math", {"timeout_seconds": "5"}, r"MathReward.*timeout_seconds='5': TypeError"),
+        ("format", {"pattern": 5}, r"RegexFormat.*pattern=5: TypeError"),
+    ],
+)
+def test_keyword_arguments_of_the_wrong_type_are_named(name, kwargs, words):
+    with pytest.raises(ConfigError, match=words):
+        build_reward(name, kwargs)

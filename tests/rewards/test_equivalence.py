@@ -26,6 +26,23 @@ def test_a_comparison_that_would_run_for_ever_ends_and_the_next_one_is_answered(
     assert verifier.equal("x + 1", "1 + x")
 
 
+def test_an_answer_that_ran_over_the_limit_is_not_asked_about_again(monkeypatch):
+    verifier = Verifier(timeout_seconds=1.0)
+    assert not verifier.equal("5", "10000000000!")
+    monkeypatch.setattr(equivalence._Helper, "ask", lambda self, texts: pytest.fail("asked again"))
+    assert not verifier.equal("6", "10000000000!")
+    assert not verifier.equal("x", "10000000000!")
+
+
+def test_no_more_endless_answers_are_remembered_than_there_is_room_for(monkeypatch):
+    monkeypatch.setattr(equivalence, "_MAX_ENDLESS", 2)
+    monkeypatch.setattr(equivalence._Helper, "ask", lambda self, texts: None)
+    verifier = Verifier()
+    for number in range(5):
+        assert not verifier.equal("1", str(number))
+        assert len(verifier._endless) <= 2
+
+
 @pytest.mark.parametrize(
     ("gold", "answer", "expected"),
     [("c + 1", "1 + c", True), ("3 + m", "m + 3", True), ("3 + m", "3", False), ("42", r"42\text{ apples}", True)],
@@ -39,6 +56,7 @@ def test_a_helper_that_dies_costs_one_verdict_and_is_replaced(verifier):
     verifier._helper._process.kill()
     verifier._helper._process.wait()
     assert not verifier.equal("z + 1", "1 + z")
+    assert verifier.equal("1 + z + 0", "1 + z"), "the answer was not to blame"
     assert verifier.equal("a + 1", "1 + a")
 
 

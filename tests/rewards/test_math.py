@@ -218,3 +218,21 @@ def test_a_later_question_is_named_when_its_turn_comes():
         questions[1]
     with pytest.raises(IndexError):
         questions[2]
+
+
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("text", ["12:30", "yes", "50%", "blue", "(1, 2)", "3 apples", "A"])
+def test_a_completion_that_is_the_gold_answer_and_no_more_is_right(text, verify):
+    reward = MathReward(verify=verify)
+    assert scores(reward, [text, f" {text}.\n", f"not {text}"], [text] * 3, finished=[True, True, True])[:2] == [1, 1]
+    assert scores(reward, [text], [text], finished=[False]) == [0.0]
+
+
+@pytest.mark.parametrize("place", ["boxed", "hash", "tag"])
+def test_where_a_place_is_asked_for_the_bare_answer_is_not_enough(place):
+    assert scores(MathReward(place, verify=False), ["12:30"], ["12:30"]) == [0.0]
+
+
+def test_other_times_and_words_are_wrong():
+    reward = MathReward(verify=False)
+    assert scores(reward, ["12:31", "no", "51%"], ["12:30", "yes", "50%"]) == [0.0, 0.0, 0.0]

@@ -7,6 +7,7 @@ import pickle
 import sys
 
 import pytest
+import reasoning_gym
 
 from chatlearn.errors import DataError
 from chatlearn.rewards import ReasoningGymReward, score
@@ -89,3 +90,38 @@ def test_palindromes_get_partial_scores_unless_they_are_binary():
     assert partial[0] == 1.0
     assert 0 < partial[1] < 1
     assert score(exact, ["?"] * 2, ["aba", "aab"], columns) == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "completion"), [("prime_factorization", "two times three"), ("boxnet", "42"), ("boxnet", "[[1]]")]
+)
+def test_an_answer_that_the_librarys_scorer_raises_for_gets_nothing(dataset, completion):
+    data = reasoning_gym.create_dataset(dataset, seed=3, size=1)
+    with pytest.raises((ValueError, TypeError, AttributeError)):
+        data.score_answer(completion, data[0])
+    for binary in (False, True):
+        reward = ReasoningGymReward(dataset, binary=binary)
+        assert score(reward, ["?"], [completion], {"entry": [data[0]]}) == [0.0]
+
+
+def test_a_right_answer_beside_one_that_raises_keeps_its_score():
+    data = reasoning_gym.create_dataset("prime_factorization", seed=3, size=1)
+    reward = ReasoningGymReward("prime_factorization")
+    columns = {"entry": [data[0]] * 3}
+    assert score(reward, ["?"] * 3, [data[0]["answer"], "none", data[0]["answer"]], columns) == [1.0, 0.0, 1.0]
+
+
+def test_an_item_that_can_not_be_scored_at_all_is_no_answers_fault():
+    reward = ReasoningGymReward("prime_factorization")
+    with pytest.raises(KeyError, match="answer"):
+        score(reward, ["?"], ["2 × 3"], {"entry": [{"question": "?", "metadata": {}}]})
+
+
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+def test_what_no_answer_is_to_blame_for_is_raised(reward, monkeypatch, error):
+    def out_of_it(answer, entry):
+        raise error
+
+    monkeypatch.setattr(reward._scorer, "score_answer", out_of_it)
+    with pytest.raises(error):
+        scores(reward, ["regit"])

@@ -46,7 +46,7 @@ def combine_rewards(
     Choices where implementations differ: TRL (``multi_objective_aggregation``) counts a component that is missing as
     0 and leaves out a response only if all are missing, so that responses of one group may be sums of different
     components; its ``eps`` is 1e-4. Standard deviations are sample ones. A component that is equal in a whole group
-    contributes exactly 0 there, and so does a group of one.
+    contributes exactly 0 there, and so does a group of one; sums below 1e-5 of the weights are rounding, and 0.
 
     Args:
         components: name -> ``[B]``; finite, or NaN where the component could not score the response.
@@ -73,6 +73,9 @@ def combine_rewards(
         known = torch.where(unscorable, math.nan, reward)
         part = known if mode == "sum_then_normalize" else grpo(known, group_ids_B, eps=eps)
         total = total + weights[name] * part
+    if mode == "normalize_then_sum":  # what components leave that cancel out is rounding
+        scale = sum(abs(weights[name]) for name in used)
+        total = torch.where(total.abs() < 1e-5 * scale, 0, total)
     return torch.where(unscorable, math.nan, total)
 
 

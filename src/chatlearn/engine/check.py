@@ -88,9 +88,9 @@ def check_callable(config: Config, graphs: Iterable[Graph]) -> list[Problem]:
     problems: list[Problem] = []
     called = {(node.module.name, node.step): node.module for graph in graphs for node in graph}
     for (name, step), module in called.items():
-        if (reason := type(module).why_not(step, _section(config, name).args)) is not None:
-            key = f"models.{name}.args"
-            problems.append(Problem(config.sources.get(key, ""), key, *reason))
+        if (reason := module.why_not(step, _section(config, name).args)) is not None:
+            key, (message, fix) = f"models.{name}.args", reason
+            problems.append(Problem(config.sources.get(key, ""), key, message, fix))
     return problems
 
 

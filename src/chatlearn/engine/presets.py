@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from chatlearn.algorithms.reward_mixing import RewardMixing
 from chatlearn.engine.engine import Engine
@@ -12,6 +14,7 @@ from chatlearn.engine.environment import Environment
 from chatlearn.engine.evaluator import Evaluation, Evaluator
 from chatlearn.engine.trainer import Trainer
 from chatlearn.errors import EngineError
+from chatlearn.guards import is_instance, is_sequence
 from chatlearn.modules.advantage_estimator import AdvantageEstimator
 from chatlearn.modules.base import BaseModule
 
@@ -146,14 +149,22 @@ class GRPOEngine(Engine):
         greedy_baseline: bool = False,
         drop_silent_groups: bool = False,
     ) -> None:
-        rewards = [reward] if isinstance(reward, BaseModule) else list(reward)
+        rewards = _rewards(reward)
         weights = _weights(reward_weights, rewards)
         names = [each.name for each in rewards]
-        estimator = advantages or AdvantageEstimator("advantages")
+        estimator = AdvantageEstimator("advantages") if advantages is None else advantages
+        _check_parts({"policy": policy, "ppo_policy": ppo_policy}, reference, estimator)
+        if combine not in get_args(RewardMixing):
+            raise EngineError(f"GRPOEngine: combine is {combine!r}; give {' or '.join(get_args(RewardMixing))}.")
+        if greedy_baseline and combine == "normalize_then_sum":
+            raise EngineError(
+                "GRPOEngine: greedy_baseline compares rewards on their own scale, and normalize_then_sum takes it "
+                "away: a greedy response is the same in its whole group. Take combine='sum_then_normalize'."
+            )
 
         def rewarded(samples: Any, *scored: Any) -> Any:
             outputs = [each.forward_step(samples, *scored) for each in rewards]
-            if len(outputs) == 1:
+            if weights == [1.0]:
                 return outputs[0]
             return estimator.combine(*outputs, names=names, weights=weights, mode=combine)
 
@@ -193,14 +204,45 @@ def _reference_step(policy: BaseModule) -> Callable[[Any], Any]:
     return found
 
 
-def _weights(given: Sequence[float] | None, rewards: Sequence[BaseModule]) -> list[float]:
-    """One weight for each reward."""
+def _rewards(given: Any) -> list[BaseModule]:
+    """The reward modules: one, or those of a list."""
+    rewards: list[Any] = list(given) if is_sequence(given) else [given]
     if not rewards:
         raise EngineError("GRPOEngine got no reward. Give a reward module, or a list of them.")
-    weights = [1.0] * len(rewards) if given is None else [float(weight) for weight in given]
-    if len(weights) != len(rewards):
+    for each in rewards:
+        if not is_instance(each, BaseModule):
+            raise EngineError(f"GRPOEngine: a reward is a module, or a list of them, got {type(each).__name__}.")
+    names = [each.name for each in rewards]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise EngineError(f"GRPOEngine: the reward {twice[0]} is given twice. Give it once, with both weights added.")
+    return rewards
+
+
+def _check_parts(needed: Mapping[str, Any], reference: Any, estimator: Any) -> None:
+    """The other arguments are modules, and the estimator has the steps that the flow may call."""
+    for role, part in needed.items():
+        if not is_instance(part, BaseModule):
+            raise EngineError(f"GRPOEngine: {role} is a module, got {type(part).__name__}.")
+    if reference is not None and not is_instance(reference, BaseModule):
+        raise EngineError(f"GRPOEngine: reference is a module or None, got {type(reference).__name__}.")
+    if not is_instance(estimator, AdvantageEstimator):
         raise EngineError(
-            f"GRPOEngine got {len(weights)} reward_weights for {len(rewards)} rewards "
-            f"({', '.join(each.name for each in rewards)}). Give one number for each."
+            f"GRPOEngine: advantages is an AdvantageEstimator, or of a subclass, got {type(estimator).__name__}."
         )
-    return weights
+
+
+def _weights(given: Any, rewards: Sequence[BaseModule]) -> list[float]:
+    """One weight for each reward."""
+    if given is None:
+        return [1.0] * len(rewards)
+    names = ", ".join(each.name for each in rewards)
+    if not is_sequence(given) or not all(is_instance(each, numbers.Real) and math.isfinite(each) for each in given):
+        raise EngineError(f"GRPOEngine: reward_weights has a finite number for each of {names}; got {given!r}.")
+    if len(given) != len(rewards):
+        raise EngineError(
+            f"GRPOEngine got {len(given)} reward_weights for {len(rewards)} rewards ({names}). Give one number for "
+            f"each."
+        )
+    if not any(given):
+        raise EngineError(f"GRPOEngine: all reward_weights ({names}) are 0, so nothing would be learned.")
+    return [float(each) for each in given]

@@ -14,6 +14,7 @@ from chatlearn.algorithms.advantages import gae, grpo, remax, rloo
 from chatlearn.algorithms.kl import AdaptiveKLController, KLEstimator, kl_estimate
 from chatlearn.algorithms.reward_mixing import RewardMixing, combine_rewards
 from chatlearn.errors import ConfigError, DataError
+from chatlearn.guards import is_list
 from chatlearn.modules.base import BaseModule, merge_batches, step
 from chatlearn.types import Batch
 
@@ -77,13 +78,16 @@ class AdvantageEstimator(BaseModule):
     optional_entry: ClassVar[bool] = True
     stateful = True
     reads = frozenset[str]()
-    writes = frozenset({"advantages"})
+    writes = frozenset({"advantages", "response_mask"})
 
     def setup(self) -> None:
         """Begins with the configured weight of the KL."""
         args = self.model_args
         self._silence = _Silence()
         if args.kl_target is not None:
+            runtime = self.runtime_args
+            further = runtime.max_refill_rounds * (runtime.refill_round_size or runtime.sample_per_episode)
+            check_horizon(f"models.{self.name}.args.kl_horizon", args.kl_horizon, runtime.sample_per_episode + further)
             self.kl_controller = AdaptiveKLController(args.kl_coef, args.kl_target, args.kl_horizon)
         self._seen_kl: list[tuple[float, int, int]] = []
 
@@ -130,18 +134,14 @@ class AdvantageEstimator(BaseModule):
         for name, output in zip(names, outputs, strict=True):
             if "rewards" not in output:
                 raise DataError(f"the reward module {name} returns no `rewards`; it has {', '.join(output) or 'none'}.")
-        groups = self.batch.group_ids
-        if mode == "normalize_then_sum" and len(set(groups)) == len(groups) > 1:
-            raise ConfigError(
-                f"{self.name}: normalize_then_sum compares the responses to a prompt, but each of the {len(groups)} "
-                f"samples is a group of its own, so every reward would become 0. Set "
-                f"runtime.num_inference_per_prompt to 2 or more, or combine='sum_then_normalize'."
-            )
+        if mode == "normalize_then_sum":
+            self._check_groups("normalize_then_sum")
         scores = {name: self._scores(output) for name, output in zip(names, outputs, strict=True)}
         by_name = dict(zip(names, weights, strict=True))
-        rewards = combine_rewards(scores, by_name, groups, mode=mode)
+        rewards = combine_rewards(scores, by_name, self.batch.group_ids, mode=mode)
         for name, score in scores.items():
-            self.log(f"reward/{name}", score.nanmean())
+            if not score.isnan().all():
+                self.log(f"reward/{name}", score.nanmean())
         scored, merged = ~rewards.isnan(), merge_batches(outputs)
         masks = [output["response_mask"] for output in outputs if "response_mask" in output]
         if masks:  # a module empties the mask of what it can't score, whatever its weight
@@ -152,12 +152,20 @@ class AdvantageEstimator(BaseModule):
     @step(filters=True, reads={"advantages"}, writes=(), borrows=True)
     def keep_signal(self, data: Batch) -> Batch:
         """Drops the groups whose samples all have the same reward: nothing is learned from them (dynamic sampling of
-        DAPO, Yu et al. 2025, arXiv:2503.14476, section 3.2).
+        DAPO, Yu et al. 2025, arXiv:2503.14476, section 3.2). Where rewards are not compared within a group (ReMax, or
+        advantages of the reward module's own), a group goes whose advantages are all 0.
+
+        Raises:
+            ConfigError: rewards are to be compared, and no group has two samples.
         """
-        if "rewards" in data and self.model_args.estimator not in _WITHOUT_GROUPS:
-            has_signal = _group_std(self._scores(data), self.batch.group_ids) > 0
+        groups = self.batch.group_ids
+        if "rewards" in data and self.model_args.estimator != "remax":
+            self._check_groups("leaving out groups without signal")
+            has_signal = _group_std(self._scores(data), groups) > 0
         else:
-            has_signal = _any_row(data["advantages"])
+            rows = data["advantages"].flatten(1).any(1) if data["advantages"].ndim > 1 else data["advantages"].bool()
+            loud = {group for group, row in zip(groups, rows, strict=True) if row}
+            has_signal = torch.tensor([group in loud for group in groups])
         return {"advantages": data["advantages"][has_signal], "source_rows": has_signal.nonzero().flatten()}
 
     def after_episode(self) -> None:
@@ -169,15 +177,8 @@ class AdvantageEstimator(BaseModule):
 
     def _estimated(self, data: Batch, baseline_B: Tensor | None) -> Batch:
         args, scores_B = self.model_args, self._scores(data)
-        groups = self.batch.group_ids
-        is_alone = self.runtime_args is None or self.runtime_args.num_inference_per_prompt == 1
-        has_groups = baseline_B is None and args.estimator not in _WITHOUT_GROUPS
-        if has_groups and is_alone and len(set(groups)) == len(groups) > 0:
-            raise ConfigError(
-                f"models.{self.name}.args.estimator: {args.estimator} compares the responses to a prompt, but each of "
-                f"the {len(groups)} samples is a group of its own. Set runtime.num_inference_per_prompt to 2 or more, "
-                f"or take reinforce_plus_plus or remax."
-            )
+        if baseline_B is None and args.estimator not in _WITHOUT_GROUPS:
+            self._check_groups(args.estimator)
         self._watch(scores_B, baseline_B)
         penalty_BT = self._penalty(data)
         mask_BT = data["response_mask"].float() if "response_mask" in data else None
@@ -189,12 +190,28 @@ class AdvantageEstimator(BaseModule):
                 token_rewards_BT = token_rewards_BT - penalty_BT
             mask_BT = mask_BT * ~scores_B.isnan().unsqueeze(1)
             advantages, _ = gae(token_rewards_BT, torch.zeros_like(mask_BT), mask_BT, gamma=args.gamma, lam=1.0)
-            return {"advantages": advantages}
+            return {"advantages": advantages, **self._emptied(data, scores_B)}
         if penalty_BT is not None:
             scores_B = scores_B - penalty_BT.sum(1)
         advantages_B = self._of_rewards(scores_B, baseline_B)
         spread = advantages_B if mask_BT is None else advantages_B.unsqueeze(1) * mask_BT
-        return {"advantages": spread}
+        return {"advantages": spread, **self._emptied(data, scores_B)}
+
+    def _emptied(self, data: Batch, scores_B: Tensor) -> Batch:
+        """The response mask without the samples that could not be scored, where there are any."""
+        if "response_mask" not in data or not scores_B.isnan().any():
+            return {}
+        return {"response_mask": data["response_mask"] * ~scores_B.isnan().unsqueeze(1)}
+
+    def _check_groups(self, what: str) -> None:
+        groups = self.batch.group_ids
+        is_alone = self.runtime_args is None or self.runtime_args.num_inference_per_prompt == 1
+        if is_alone and len(set(groups)) == len(groups) > 0:
+            raise ConfigError(
+                f"models.{self.name}.args.estimator: {what} compares the responses to a prompt, but each of the "
+                f"{len(groups)} samples is a group of its own. Set runtime.num_inference_per_prompt to 2 or more, or "
+                f"take reinforce_plus_plus or remax and keep all."
+            )
 
     def _of_rewards(self, scores_B: Tensor, baseline_B: Tensor | None) -> Tensor:
         groups = torch.tensor(self.batch.group_ids)
@@ -206,9 +223,22 @@ class AdvantageEstimator(BaseModule):
 
     def _scores(self, data: Batch) -> Tensor:
         """Rewards ``[B]`` float32, NaN where a sample could not be scored."""
-        rewards = torch.as_tensor(data["rewards"], dtype=torch.float32)
+        given: Any = data["rewards"]
+        if is_list(given):
+            given = [math.nan if value is None else value for value in given]
+        try:
+            rewards = torch.as_tensor(given, dtype=torch.float32)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise DataError(f"`rewards` must be numbers, or None where there is none: {error}.") from error
         if rewards.ndim != 1:
             raise DataError(f"`rewards` has shape {list(rewards.shape)}; expected [B], one number per sample.")
+        if rewards.isinf().any():
+            row = int(rewards.isinf().nonzero()[0])
+            name = f" (id {self.batch.sample_ids[row]})" if self.batch.sample_ids else ""
+            raise DataError(
+                f"`rewards`: sample {row} of the batch{name} got {float(rewards[row])}, which would make NaN of its "
+                f"whole group. Give a finite number that float32 holds, or None where a sample can't be scored."
+            )
         scored = data.get("scored")
         return rewards if scored is None else torch.where(torch.as_tensor(scored).bool(), rewards, math.nan)
 
@@ -257,6 +287,24 @@ class AdvantageEstimator(BaseModule):
             )
 
 
+def check_horizon(key: str, horizon: float, num_samples: int) -> None:
+    """An adaptive weight can't reach 0 in one step.
+
+    Args:
+        key: of the configuration.
+        horizon: its value.
+        num_samples: the most samples between two changes of the weight.
+
+    Raises:
+        ConfigError: it could.
+    """
+    if horizon <= 0.2 * num_samples:
+        raise ConfigError(
+            f"{key} is {horizon:g}, but the weight changes once in {num_samples} samples, so it could fall to 0 at "
+            f"once. Set it above {0.2 * num_samples:g}; ten times that or more keeps the weight steady."
+        )
+
+
 class _Silence:
     """For how many batches from the beginning of a run no group has told anything."""
 
@@ -294,10 +342,6 @@ def _at_the_end(scores_B: Tensor, mask_BT: Tensor) -> Tensor:
     rewards_BT = torch.zeros_like(mask_BT)
     rewards_BT[torch.arange(len(mask_BT)), (mask_BT * positions).argmax(1)] = scores_B
     return rewards_BT
-
-
-def _any_row(values: Tensor) -> Tensor:
-    return values.flatten(1).any(1) if values.ndim > 1 else values.bool()
 
 
 def _least(values_B: Tensor) -> float:

@@ -32,9 +32,7 @@ class Recipe:
 
 RECIPES = {
     "ppo": Recipe("ppo.recipe", "ppo.yaml"),
-    **{
-        name: Recipe("ppo_learned_reward.recipe", f"{name}.yaml") for name in ("ppo_learned_reward", "learned_only")
-    },
+    **{name: Recipe("ppo_learned_reward.recipe", f"{name}.yaml") for name in ("ppo_learned_reward", "learned_only")},
     **{
         name: Recipe("grpo.recipe", f"{name}.yaml")
         for name in ("grpo", "dr_grpo", "rloo", "reinforce_pp", "dapo", "gspo", "cispo", "palindrome")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Callable, Collection
@@ -9,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chatlearn.checkpoint.run_folder import claim_run_folder
+from chatlearn.checkpoint.run_folder import RunFolder, claim_run_folder
 from chatlearn.config.active import init
-from chatlearn.config.schema import Config
+from chatlearn.config.schema import Config, RuntimeConfig
 from chatlearn.engine.engine import Engine
 from chatlearn.engine.evaluator import Evaluation, Evaluator
 from chatlearn.recipes.tasks.base import Sample
@@ -34,7 +35,7 @@ class Demo:
 
     def run(self, config: Config) -> None:
         """Trains from beginning to end."""
-        folder = claim_run_folder(config.runtime)
+        folder = claim_until_measured(config.runtime)
         if folder.checkpoint is None:  # else the engine says where it goes on
             print(folder.note, flush=True)
         if folder.finished:
@@ -78,14 +79,38 @@ class Demo:
         return settled(config, {**settings, "runtime.resume": resume}, models)
 
 
+def claim_until_measured(runtime: RuntimeConfig) -> RunFolder:
+    """The folder of a recipe's run, as :func:`~chatlearn.checkpoint.run_folder.claim_run_folder` gives it; but such a
+    run is finished once its held-out figures are written, which is after the engine's end.
+    """
+    folder = claim_run_folder(runtime)
+    return claim_run_folder(runtime) if folder.finished and reopened(folder.path, "final_accuracy") else folder
+
+
+def reopened(run: Path, figure: str) -> bool:
+    """Takes back the end of a run that was killed after it and before ``figure`` was in its ``result.json``.
+
+    It then goes on from its last checkpoint, comes to the same end, and can be measured.
+
+    Returns:
+        Whether that was so.
+    """
+    path = run / "result.json"
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if known.get("status") != "finished" or figure in known:
+        return False
+    aside = path.with_suffix(".partial")
+    aside.write_text(json.dumps({**known, "status": "interrupted"}, indent=1) + "\n", encoding="utf-8")
+    aside.rename(path)
+    return True
+
+
 def _own_model(config: Config) -> str | None:
     """The policy's ``model_path``, if the configuration names one; then there is no warm start."""
     return config.model("policy").args.get("model_path")
 
 
-def _measure(
-    engine: Engine, eval_flow: Callable[[Any], Any], tests: dict[str, list[Sample]]
-) -> dict[str, Evaluation]:
+def _measure(engine: Engine, eval_flow: Callable[[Any], Any], tests: dict[str, list[Sample]]) -> dict[str, Evaluation]:
     return {name: engine.evaluate(Evaluator(eval_flow).set_dataset(samples)) for name, samples in tests.items()}
 
 
@@ -104,8 +129,8 @@ def _conclude(engine: Engine, before: dict[str, Evaluation], after: dict[str, Ev
         for name in before
         if name != "held-out"
     }
-    run.write_result(start_accuracy=start, final_accuracy=end, **({"further": further} if further else {}))
     run.draw_curve({"held-out, start": (0, start), "held-out, end": (run.state.episode, end)})
+    run.write_result(start_accuracy=start, final_accuracy=end, **({"further": further} if further else {}))
     console = Console()
     console.print(_examples(before["held-out"], after["held-out"]))
     for name in before:

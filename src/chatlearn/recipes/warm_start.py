@@ -39,6 +39,7 @@ class WarmStart(SFTTrainer):
         num_steps: int = Field(
             700,
             ge=STEPS_PER_EPISODE,
+            multiple_of=STEPS_PER_EPISODE,
             description=f"train steps of {BATCH_SIZE} samples, in episodes of {STEPS_PER_EPISODE}",
         )
 
@@ -63,8 +64,9 @@ def warm_start_engine(config: Config, folder: Path, training: list[Sample]) -> t
         "runtime.num_inference_per_prompt": 1,
         "runtime.max_replay_episode": 1,
         "runtime.max_refill_rounds": 0,
+        "runtime.refill_round_size": None,
         "runtime.seed": seed,
-        "runtime.num_episode": num_steps // STEPS_PER_EPISODE,
+        "runtime.num_episode": max(num_steps // STEPS_PER_EPISODE, 1),
         "runtime.sample_per_episode": BATCH_SIZE * STEPS_PER_EPISODE,
         "runtime.train_micro_batch_size": BATCH_SIZE,
         "runtime.train_global_batch_size": BATCH_SIZE,

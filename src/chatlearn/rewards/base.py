@@ -2,7 +2,8 @@
 
 A reward function is any callable ``fn(prompts, completions, **columns) -> list[float | None]``. ``prompts``
 and ``completions`` are lists of B texts, every column a list of B values of the batch (``entry``, ``answer``,
-…), and the result has B values, in order: a finite number, or ``None`` where a sample can't be scored.
+…), and the result has B values, in order: a finite number that float32 can hold, or ``None`` where a sample can't be
+scored.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import difflib
 import functools
 import importlib
 import inspect
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
@@ -20,6 +20,9 @@ from typing import Any, TypeAlias, cast
 
 from chatlearn.errors import ConfigError, DataError
 from chatlearn.guards import is_instance, is_mapping, kind_of
+
+_LARGEST = (2 - 2**-23) * 2.0**127
+"""Of float32 (IEEE 754)."""
 
 RewardFunction: TypeAlias = Callable[..., Sequence[float | None]]
 """``fn(prompts, completions, **columns)``, one number or ``None`` per sample."""
@@ -200,9 +203,19 @@ def _checked(value: Any, name: str, sample: str) -> float | None:
         return None
     if getattr(value, "shape", None) == () and hasattr(value, "item"):  # a 0-d array or tensor
         value = value.item()
-    if not isinstance(value, Real) or not math.isfinite(value):
+    if not isinstance(value, Real) or not fits_float32(value):
         raise DataError(
-            f"reward function {name}: {sample} got {value!r}, expected a finite number, or None if the "
-            "sample can't be scored."
+            f"reward function {name}: {sample} got {shown(value)}, expected a finite number, or None if the sample "
+            "can't be scored; rewards are float32, so up to 3.4e38."
         )
     return float(value)
+
+
+def fits_float32(value: Any) -> bool:
+    """Whether a real number is finite, and stays so as float32."""
+    return -_LARGEST <= value <= _LARGEST
+
+
+def shown(value: Any) -> str:
+    """A value as an error shows it; Python writes no integers of thousands of digits."""
+    return hex(value)[:20] + "…" if isinstance(value, int) and abs(value) > 10**40 else repr(value)

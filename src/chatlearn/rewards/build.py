@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-from chatlearn.errors import ConfigError
+from chatlearn.errors import ChatLearnError, ConfigError
 from chatlearn.rewards.base import RewardFunction, function_name, resolve
 
 REWARDS: dict[str, str] = {
@@ -45,13 +45,26 @@ def build_reward(spec: str | Callable[..., Any], kwargs: Mapping[str, Any] | Non
         _check_keywords(found, kwargs, num_given=2)
         return functools.partial(found, **kwargs)
     _check_keywords(found, kwargs, num_given=0)
-    made: Any = found(**kwargs)
+    made: Any = _made(found, kwargs)
     if not callable(made):
         raise ConfigError(
             f"the reward class {function_name(found)} makes objects that can't be called. Give it a method "
             "__call__(self, prompts, completions, **columns)."
         )
     return cast(RewardFunction, made)
+
+
+def _made(found: Any, kwargs: Mapping[str, Any]) -> Any:
+    try:
+        return found(**kwargs)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, ChatLearnError):
+            raise
+        given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
+        raise ConfigError(
+            f"the reward {function_name(found)} can't be made with the keyword arguments {given or 'none'}: "
+            f"{type(error).__name__}: {error}. Look at their types: in YAML, a number in quotes is a text."
+        ) from error
 
 
 def _path(spec: str | Callable[..., Any]) -> str | Callable[..., Any]:

@@ -3,7 +3,8 @@
 Computer algebra on what a model has written can run for hours or take all memory (``9^{9^{9^{9}}}``), and inside of
 machine code neither a signal handler nor a thread stops it. So the work is done by a helper process that ends itself
 at its limit of CPU seconds, and is then started anew. CPU seconds, since then the load of the machine changes no
-reward. The helper starts with the first question that needs it and ends with its owner.
+reward. The helper starts with the first question that needs it and ends with its owner. An answer that has ended it
+is not asked about again, since a policy repeats itself: each time would cost the limit and a new start.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ _WALL_FACTOR, _WALL_SECONDS = 10.0, 30.0
 """The owner waits this many times the limit, and these seconds, before it ends a helper that does not answer."""
 _MEMORY_BYTES = 4 << 30
 _MAX_KNOWN = 200_000
+_MAX_ENDLESS = 10_000
 
 
 class Verifier:
@@ -43,7 +45,7 @@ class Verifier:
         ConfigError: math-verify isn't installed, or the limit isn't above 0.
     """
 
-    def __init__(self, timeout_seconds: float = 5.0) -> None:
+    def __init__(self, timeout_seconds: float = 2.0) -> None:
         if not timeout_seconds > 0:
             raise ConfigError(f"timeout_seconds must be above 0, got {timeout_seconds!r}.")
         if importlib.util.find_spec("math_verify") is None:
@@ -53,6 +55,7 @@ class Verifier:
             )
         self.timeout_seconds = timeout_seconds
         self._known: dict[tuple[str, ...], bool] = {}
+        self._endless: set[str] = set()
         self._lock = threading.Lock()
         self._helper: _Helper | None = None
 
@@ -61,22 +64,34 @@ class Verifier:
         return len(gold) <= MAX_ANSWER_CHARACTERS and self._ask(gold)
 
     def equal(self, gold: str, answer: str) -> bool:
-        """Whether the answer means the same as the gold answer; a comparison at its limit says no."""
+        """Whether the answer means the same as the gold answer.
+
+        A comparison at its limit says no, and from then on the answer is equal to no gold answer.
+        """
         return len(answer) <= MAX_ANSWER_CHARACTERS and self._ask(gold, answer)
 
     def _ask(self, *texts: str) -> bool:
         with self._lock:
             if texts not in self._known:
+                if len(texts) > 1 and texts[1] in self._endless:
+                    return False
                 if len(self._known) >= _MAX_KNOWN:
                     self._known.clear()
                 if self._helper is None:
                     self._helper = _Helper(self.timeout_seconds)
                     weakref.finalize(self, self._helper.end)  # runs at exit too
                 verdict = self._helper.ask(texts)
-                if verdict is None:  # it ended itself; the next question gets a new one
+                if verdict is None:  # it has ended; the next question gets a new one
+                    if not self._helper.was_killed:
+                        self._remember_endless(texts[-1])
                     self._helper = None
                 self._known[texts] = bool(verdict)
             return self._known[texts]
+
+    def _remember_endless(self, text: str) -> None:
+        if len(self._endless) >= _MAX_ENDLESS:
+            self._endless.clear()
+        self._endless.add(text)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"timeout_seconds": self.timeout_seconds}
@@ -86,7 +101,11 @@ class Verifier:
 
 
 class _Helper:
-    """The process, as its owner sees it."""
+    """The process, as its owner sees it.
+
+    Attributes:
+        was_killed: it has ended by what is no question's fault.
+    """
 
     def __init__(self, timeout_seconds: float) -> None:
         self._wall_seconds = _WALL_FACTOR * timeout_seconds + _WALL_SECONDS
@@ -99,7 +118,9 @@ class _Helper:
             stderr=subprocess.DEVNULL,
             env=environment,
         )
+        self.was_killed = False
         self._lines: queue.Queue[bytes] = queue.Queue()
+        self._has_closed = False
         threading.Thread(target=self._read, daemon=True).start()
         if self._line(_START_SECONDS) != b"ready\n":
             self.end()
@@ -115,10 +136,12 @@ class _Helper:
             self._process.stdin.write(json.dumps(texts).encode() + b"\n")
             self._process.stdin.flush()
         except OSError:
-            line = b""
+            line, self.was_killed = b"", True  # it was gone before
         else:
             line = self._line(self._wall_seconds)
         if not line:
+            if self._has_closed:
+                self.was_killed |= self._process.wait() in (-9, -15)
             self.end()
             return None
         return json.loads(line)
@@ -127,6 +150,7 @@ class _Helper:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             self._lines.put(line)
+        self._has_closed = True
         self._lines.put(b"")
 
     def _line(self, seconds: float) -> bytes:

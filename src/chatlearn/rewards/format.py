@@ -129,10 +129,10 @@ class LengthPenalty:
         per_unit: what each unit beyond ``free`` costs; at least 0.
         free: length that costs nothing.
         unit: ``tokens`` (sampled ones, from the column ``response_mask``), ``words`` or ``characters``.
-        floor: the lowest value; ``None`` for none.
+        floor: the lowest value, at most 0; ``None`` for none.
 
     Raises:
-        ConfigError: an unknown unit, or ``per_unit`` or ``free`` below 0.
+        ConfigError: an unknown unit, ``per_unit`` or ``free`` below 0, or ``floor`` above it.
     """
 
     def __init__(self, per_unit: float, free: int = 0, unit: Unit = "tokens", floor: float | None = -1.0) -> None:
@@ -140,6 +140,8 @@ class LengthPenalty:
         for name, value in (("per_unit", per_unit), ("free", free)):
             if not value >= 0:
                 raise ConfigError(f"LengthPenalty: {name} must be at least 0, got {value!r}.")
+        if floor is not None and not floor <= 0:
+            raise ConfigError(f"LengthPenalty: floor must be at most 0, or null for none, got {floor!r}.")
         self.per_unit, self.free, self.floor = per_unit, free, floor
         self.unit: Unit = unit
 

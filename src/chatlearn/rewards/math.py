@@ -38,9 +38,11 @@ class MathReward:
     Two plain decimals are compared exactly, without rounding.
 
     Args:
-        extract: where the completion's answer stands: see :func:`extract_answer`.
+        extract: where the completion's answer stands: see :func:`extract_answer`. With ``any``, a completion that is
+            nothing but the gold answer is right, whatever stands there (``12:30``).
         verify: hold what is neither equal text nor a plain number against the gold answer by math-verify.
-        timeout_seconds: CPU seconds that a comparison may take; one that takes longer counts as unequal.
+        timeout_seconds: CPU seconds that a comparison may take; one that takes longer counts as unequal, and its answer
+            is not compared by math-verify again.
         column: column of the gold answers.
 
     Raises:
@@ -48,7 +50,7 @@ class MathReward:
     """
 
     def __init__(
-        self, extract: Place = "any", *, verify: bool = True, timeout_seconds: float = 5.0, column: str = "answer"
+        self, extract: Place = "any", *, verify: bool = True, timeout_seconds: float = 2.0, column: str = "answer"
     ) -> None:
         _check_place(extract)
         self.extract: Place = extract
@@ -80,6 +82,8 @@ class MathReward:
         gold = gold_answer(given)
         if gold is None or not self._readable(gold):
             return None
+        if finished and self.extract == "any" and _same_text(gold, _bare(completion)):
+            return 1.0
         answer = extract_answer(completion, self.extract) if finished else None
         return float(answer is not None and self._equal(gold, _bare(answer)))
 
@@ -87,12 +91,17 @@ class MathReward:
         return self._verifier is None or _as_fraction(gold) is not None or self._verifier.is_expression(gold)
 
     def _equal(self, gold: str, answer: str) -> bool:
-        if "".join(gold.split()) == "".join(answer.split()):
+        if _same_text(gold, answer):
             return True
         numbers = _as_fraction(gold), _as_fraction(answer)
         if None not in numbers and (numbers[0] == numbers[1] or "/" not in gold + answer):
             return numbers[0] == numbers[1]
         return self._verifier is not None and bool(answer) and self._verifier.equal(gold, answer)
+
+
+def _same_text(first: str, second: str) -> bool:
+    """Blanks don't count."""
+    return "".join(first.split()) == "".join(second.split())
 
 
 def extract_answer(text: str, place: Place = "any") -> str | None:

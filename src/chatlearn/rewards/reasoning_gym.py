@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bdb
 import difflib
 from collections.abc import Sequence
 from typing import Any
@@ -22,6 +23,9 @@ class ReasoningGymReward:
 
     Needs the column ``entry``: the data set's own item, which every sample carries along. It is pickled and
     copied as its constructor arguments.
+
+    Some of the library's scorers raise for an answer that has not the form they expect (text where they want numbers).
+    Such an answer gets 0. What they raise for the item's own answer too is no answer's fault, and is raised.
 
     Args:
         dataset: name of the data set in reasoning-gym, such as ``"spell_backward"``.
@@ -65,8 +69,19 @@ class ReasoningGymReward:
         ]
 
     def _score(self, completion: str, item: dict[str, Any]) -> float:
-        score = float(self._scorer.score_answer(completion, item))
-        return float(score >= EXACT) if self.binary else score
+        try:
+            score = self._scorer.score_answer(completion, item)
+        except Exception as error:
+            if isinstance(error, MemoryError | bdb.BdbQuit):
+                raise
+            self._check_item(item)
+            return 0.0
+        return float(score >= EXACT) if self.binary else float(score)
+
+    def _check_item(self, item: dict[str, Any]) -> None:
+        """Raises what the scorer raises for the right answer: then the item is to blame, or the library."""
+        answer = item.get("answer")
+        self._scorer.score_answer(answer if isinstance(answer, str) else "", item)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"dataset": self.dataset, "binary": self.binary, "config": self.config}

@@ -82,6 +82,7 @@ class ParameterSync:
             ours = self._describe(self._source, merged=True)
         else:
             check_adapters(source, ours.scales, destination, theirs.scales)
+            _check_whole(source, ours.whole, destination, theirs.whole)
         self._fixed = ours.fixed
         plan = make_plan(source, {0: ours.held}, destination, {0: theirs.held})
         if ours.scales is None or not _same_dtypes(ours, theirs):
@@ -124,6 +125,16 @@ def check_adapters(
         raise SyncError(
             f"{pair}: the adapters are multiplied by {ours[others[0]]:g} in {source} and by {theirs[others[0]]:g} in "
             f"{destination} (alpha / r, of {others[0]}). Make {keys} the same."
+        )
+
+
+def _check_whole(source: str, ours: frozenset[str], destination: str, theirs: frozenset[str]) -> None:
+    """The same layers are trained whole beside the adapters."""
+    if alone := sorted(ours ^ theirs):
+        raise SyncError(
+            f"{source} -> {destination}: {alone[0]} is trained whole (modules_to_save) in "
+            f"{source if alone[0] in ours else destination} only. Make models.{source}.args.lora and "
+            f"models.{destination}.args.lora the same."
         )
 
 

@@ -40,6 +40,7 @@ class SyncView:
         fixed: names of those that no step changes.
         scales: layer -> factor of its adapter, where the model has adapters; both sides need the same.
         base: fingerprint of the fixed tensors, where the model has adapters.
+        whole: layers that are trained whole beside adapters; both sides need the same.
         outlines: tensors of the same shapes and dtypes, where reading ``tensors`` computes them.
     """
 
@@ -47,6 +48,7 @@ class SyncView:
     fixed: frozenset[str] = frozenset()
     scales: Mapping[str, float] | None = None
     base: str = ""
+    whole: frozenset[str] = frozenset()
     outlines: Mapping[str, torch.Tensor] | None = None
 
 
@@ -58,6 +60,7 @@ class Described:
     fixed: frozenset[str]
     scales: dict[str, float] | None
     base: str
+    whole: frozenset[str]
 
 
 def describe_view(module: Any, merged: bool = False) -> Described:
@@ -70,7 +73,7 @@ def describe_view(module: Any, merged: bool = False) -> Described:
         for name, t in (view.outlines or view.tensors).items()
         if t.numel()
     }
-    return Described(held, view.fixed, None if view.scales is None else dict(view.scales), view.base)
+    return Described(held, view.fixed, None if view.scales is None else dict(view.scales), view.base, view.whole)
 
 
 def describe_weights(module: Any) -> dict[str, Held]:

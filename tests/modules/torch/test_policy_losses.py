@@ -220,18 +220,22 @@ def test_advantages_of_a_value_model_are_whitened_and_those_of_groups_are_not(ll
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ({"loss": "gspo", "aggregation": "token_mean"}, "'token_mean' is not for loss 'gspo'; use seq_mean_mean"),
+        (
+            {"loss": "gspo", "aggregation": "token_mean"},
+            "use aggregation seq_mean_mean",
+        ),
         ({"loss": "sapo", "aggregation": "constant"}, "is not for loss 'sapo'"),
         ({"aggregation": "constant"}, "set max_length"),
         ({"loss": "sapo", "clip_low": 0.1}, "leave clip_low and clip_high out"),
-        ({"loss": "cispo", "dual_clip": 3.0}, "dual_clip is for loss 'ppo'"),
+        ({"loss": "cispo", "dual_clip": 3.0}, "dual_clip is not for loss 'cispo'"),
         ({"kl_target": 0.1}, "set kl_loss_coef above 0"),
         ({"importance_cap": 0.0}, "importance_cap"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(args: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
+    with pytest.raises(ValidationError) as caught:
         PolicyTrainer.Args(model_path="unused", learning_rate=1.0, **args)
+    assert message in str(caught.value.errors())
 
 
 @pytest.mark.parametrize(

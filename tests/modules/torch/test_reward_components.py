@@ -354,3 +354,40 @@ def test_the_page_on_rewards_names_every_key_of_a_component_and_every_short_name
     first = " ".join(cells[0] for cells in rows) + " ".join(line for line in page.splitlines() if "kwargs`," in line)
     assert [key for key in RewardComponentArgs.model_fields if f"`{key}`" not in first] == []
     assert [name for name in REWARDS if f"`{name}`" not in page and f"`{name}: NAME`" not in page] == []
+
+
+def test_normalising_in_groups_of_one_is_refused_at_the_first_batch() -> None:
+    """Every reward would be 0, and nothing would be learned. An evaluation has no groups, and normalises nothing."""
+    parts = [part("a"), part("b")]
+    module = build(RewardInference, rewards=parts, combine="normalize_then_sum")
+    data = batch_of(4, a=[1.0, 2.0, 3.0, 4.0], b=[0.0, 0.0, 1.0, 1.0])
+    with pytest.raises(ConfigError, match=r"(?s)models\.module\.args\.combine.*num_inference_per_prompt to 2"):
+        run(module, data)
+    assert run(module, data, step="eval_step")["rewards"].tolist() == [1.0, 2.0, 4.0, 5.0]
+    assert run(module, data, [0, 0, 1, 2])["rewards"].tolist()[2:] == [0.0, 0.0], "some groups are of one"
+
+
+def test_a_sum_that_float32_can_not_hold_names_its_sample() -> None:
+    module = build(RewardInference, rewards=[part("a", weight=1e20), part("b")])
+    with pytest.raises(DataError, match=r"module: the reward of sample 1 of the batch \(id 101\) is too large"):
+        run(module, batch_of(2, a=[1.0, 1e30], b=[1.0, 1.0]))
+
+
+@pytest.mark.parametrize("value", [1e300, -(10**400)])
+def test_a_column_with_a_number_that_float32_can_not_hold_names_its_sample(value: float) -> None:
+    module = build(RewardInference, rewards=[part("a")])
+    with pytest.raises(DataError, match=r"component 'a'.*column 'a': sample 1 of the batch \(id 101\) has .*float32"):
+        run(module, batch_of(2, a=[1.0, value]))
+
+
+@pytest.mark.parametrize("value", [NAN, math.inf])
+def test_a_score_for_unfinished_responses_has_to_be_a_number(value: float) -> None:
+    with pytest.raises(ValidationError, match="finite number"):
+        RewardComponentArgs(**part("a", unfinished=value))
+
+
+def test_keyword_arguments_of_the_wrong_type_name_the_component_and_where_it_stands() -> None:
+    odd = part("long", function="overlong_penalty", kwargs={"max_length": "4", "buffer": 2})
+    words = r"component 'long' \(models\.module\.args\.rewards\.1\).*max_length='4', buffer=2: TypeError"
+    with pytest.raises(ConfigError, match=words):
+        build(RewardInference, rewards=[part("a"), odd])

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from tiny_models import Row, build, call, lay_out, logged, random_rows, response_values
 
 from chatlearn import ConfigError, DataError
@@ -204,3 +205,40 @@ def test_advantages_and_returns_against_a_loop(padding: str, settings: dict[str,
         torch.testing.assert_close(returns[i], torch.tensor(expected[1]), atol=1e-5, rtol=1e-5)
     flat = [d for row in differences for d in row]
     assert logged(module)["kl"] == [pytest.approx(sum(flat) / len(flat), rel=1e-4)]
+
+
+def test_a_sample_without_score_in_a_batch_without_mask_is_marked_alone() -> None:
+    """As in a flow that only records what was answered."""
+    batch = {"prompt": ["p"] * 2, "response": ["r"] * 2, "finished": torch.ones(2) > 0, "score": [None, 0.5]}
+    output = call(build(RewardInference, by_column), "forward_step", batch)
+    assert output["scored"].tolist() == [False, True]
+    assert output["rewards"].tolist() == [0.0, 0.5]
+    assert "response_mask" not in output
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float64])
+def test_advantages_do_not_depend_on_the_dtype_of_the_mask(dtype: torch.dtype) -> None:
+    rows = random_rows(3)
+    columns = random_columns(rows, "values", "logprobs", "ref_logprobs")
+    batch = make_batch(rows, [1.0, None, 0.25], **columns)
+    module = build(RewardInference, by_column, kl_coef=0.1, gamma=0.9, lam=0.8)
+    expected = call(module, "forward_step", batch)
+    output = call(module, "forward_step", {**batch, "response_mask": batch["response_mask"].to(dtype)})
+    assert output["response_mask"].dtype == dtype
+    for name in ("advantages", "returns"):
+        assert output[name].dtype == torch.float32
+        assert torch.equal(output[name], expected[name])
+
+
+@pytest.mark.parametrize("key", ["unfinished_reward", "success_score"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_settings_that_are_no_numbers_are_refused(key: str, value: float) -> None:
+    with pytest.raises(ValidationError, match="finite number"):
+        RewardInference.Args(reward="math", **{key: value})
+
+
+@pytest.mark.parametrize("value", [1e300, 10**400])
+def test_a_score_that_float32_can_not_hold_is_an_error_of_its_sample(value: float) -> None:
+    module = build(RewardInference, lambda prompts, completions: [0.0, value])
+    with pytest.raises(DataError, match=r"sample 1 of the batch \(id 1\) got .*float32"):
+        call(module, "forward_step", make_batch(random_rows(2), [0.0, 0.0]))

@@ -14,15 +14,29 @@ import torch
 from pydantic import ValidationError
 from reward_folders import EOS_ID, KINDS, TEMPLATE, ids_of, make_reward_folder, plain_score
 from tiny_models import make_tokenizer
+from transformers import (
+    RobertaConfig,
+    RobertaForSequenceClassification,
+    XLNetConfig,
+    XLNetForSequenceClassification,
+)
 
 from chatlearn.checkpoint.files import load_state, save_state
 from chatlearn.errors import ConfigError, DataError
 from chatlearn.modules.torch import LearnedReward, LearnedRewardArgs
-from chatlearn.modules.torch.exchanges import Exchange, encode
+from chatlearn.modules.torch.exchanges import Exchange, encode, num_positions
 
 CPU = torch.device("cpu")
 PROMPTS = ["a", "hello_you", "the_end_of_it", "xyz"]
 COMPLETIONS = ["bcd", "i", "there_is_more_of_this", "w"]
+SMALL: dict[str, Any] = {
+    "vocab_size": 30,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 64,
+}
 TALK = [{"role": "user", "content": "hi"}]
 
 
@@ -140,6 +154,33 @@ def test_a_token_that_begins_every_text_stays() -> None:
 def test_the_cap_is_the_args(simple: str) -> None:
     got = score(load(simple, max_tokens=3), ["abcd"], ["ef"])
     assert got.tolist() == pytest.approx([plain_score(simple, ids_of("def"))], abs=1e-5)
+
+
+@pytest.mark.parametrize("padding", [0, 1, 5])
+def test_positions_that_padding_takes_are_none_for_tokens(padding: int) -> None:
+    """RoBERTa counts from behind the position of padding: transformers itself fails with one token more."""
+    model = RobertaForSequenceClassification(RobertaConfig(**SMALL, pad_token_id=padding)).eval()
+    limit = int(num_positions(model))
+    assert limit == 64 - padding - 1
+    assert model(input_ids=torch.full((1, limit), 7)).logits.isfinite().all()
+    with pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=torch.full((1, limit + 1), 7))
+
+
+def test_a_text_for_which_roberta_has_no_position_is_named(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    RobertaForSequenceClassification(RobertaConfig(**SMALL, pad_token_id=0, num_labels=1)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    reward = load(str(tmp_path))
+    assert score(reward, ["a" * 62], ["b"]).isfinite().all()
+    with pytest.raises(DataError, match=r"sample 0: .* 64 tokens, but .* 63\. Set `max_tokens: 63`"):
+        score(reward, ["a" * 63], ["b"])
+
+
+def test_a_model_without_absolute_positions_takes_any_length() -> None:
+    """XLNet says -1."""
+    model = XLNetForSequenceClassification(XLNetConfig(vocab_size=30, d_model=32, n_layer=1, n_head=2, d_inner=32))
+    assert num_positions(model) == math.inf
 
 
 def test_a_text_longer_than_the_models_positions_is_named(simple: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -112,6 +113,30 @@ def test_ctrl_c_in_the_middle_and_resume_give_the_same_run(demo, tmp_path):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     again = finished(command(tmp_path, model, "--resume"))
     assert again.returncode == 0
+    assert "is finished" in again.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("last_checkpoint", ["episode-000006", "episode-000004"])
+def test_a_run_killed_after_its_last_episode_is_measured_when_it_is_resumed(demo, tmp_path, last_checkpoint):
+    """The engine writes that the run is finished; the held-out figures come after that."""
+    whole, _ = demo
+    run = tmp_path / "ppo"
+    shutil.copytree(whole, run)
+    wanted = json.loads((run / "result.json").read_text())
+    left = {key: value for key, value in wanted.items() if key not in ("start_accuracy", "final_accuracy")}
+    (run / "result.json").write_text(json.dumps(left))
+    for checkpoint in (run / "checkpoints").glob("episode-*"):
+        if checkpoint.name > last_checkpoint:
+            shutil.rmtree(checkpoint)
+    model = f"models.policy.args.model_path={whole}/warm_start/policy"
+    done = finished(command(tmp_path, model, "--resume"))
+    assert done.returncode == 0, done.stderr
+    result = json.loads((run / "result.json").read_text())
+    figures = ("status", "episodes", "start_accuracy", "final_accuracy")
+    assert {key: result[key] for key in figures} == {key: wanted[key] for key in figures}
+    assert rows(run) == rows(whole)
+    again = finished(command(tmp_path, model, "--resume"))
     assert "is finished" in again.stdout
 
 

@@ -161,6 +161,28 @@ def test_a_run_that_got_no_further_than_the_pairs_goes_on_from_there(demo: tuple
 
 
 @pytest.mark.slow
+def test_a_reward_model_that_was_never_measured_is_measured_when_the_run_is_resumed(
+    demo: tuple[Path, str], tmp_path: Path
+) -> None:
+    """A run that was killed between the end of its training and the pair accuracy."""
+    whole, _ = demo
+    run = tmp_path / whole.name
+    run.mkdir()
+    shutil.copy(whole / "config.yaml", run)
+    for name in ("preferences", "reward_model"):
+        shutil.copytree(whole / name, run / name)
+    path = run / "reward_model" / "result.json"
+    wanted = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in wanted.items() if key != "pair_accuracy"}))
+    policy = f"models.policy.args.model_path={whole}/warm_start/policy"
+    done = finished(command(tmp_path, policy, "runtime.num_episode=1", "--resume"))
+    assert done.returncode == 0, done.stderr
+    result = json.loads(path.read_text())
+    assert (result["status"], result["pair_accuracy"]) == ("finished", wanted["pair_accuracy"])
+    assert rows(run / "reward_model") == rows(whole / "reward_model")
+
+
+@pytest.mark.slow
 def test_ctrl_c_in_the_last_stage_and_resume_give_the_same_run(demo: tuple[Path, str], tmp_path: Path) -> None:
     whole, _ = demo
     run = tmp_path / whole.name

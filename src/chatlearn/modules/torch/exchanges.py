@@ -88,13 +88,31 @@ def _cut(tokenizer: Any, ids: list[int], max_tokens: int | None) -> list[int]:
     return first + ids[len(ids) - max_tokens + len(first) :]
 
 
+def num_positions(model: Any) -> float:
+    """The most tokens that a model has positions for; infinite where there is no such limit.
+
+    Models of RoBERTa's kind give padding a position, and begin to count behind it: of 514 positions 512 are for tokens.
+    """
+    from torch.nn import Embedding
+
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if limit is None or limit <= 0:  # XLNet says -1
+        return math.inf
+    tables = [
+        part
+        for name, part in model.named_modules()
+        if name.endswith(".position_embeddings") and isinstance(part, Embedding) and part.padding_idx is not None
+    ]
+    return min([limit, *(table.num_embeddings - table.padding_idx - 1 for table in tables)])
+
+
 def check_lengths(model: Any, ids: Sequence[Sequence[int]], places: Sequence[str]) -> None:
     """No text is longer than the model has positions.
 
     Raises:
         DataError: one is; it is named.
     """
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
+    limit = num_positions(model)
     for tokens, place in zip(ids, places, strict=True):
         if len(tokens) > limit:
             raise DataError(

@@ -6,15 +6,14 @@ import dataclasses
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from safetensors import SafetensorError
 
-from chatlearn.config.values import problem
 from chatlearn.errors import ConfigError
-from chatlearn.modules.torch.lora import LoraArgs, adapter_of, add_adapter
+from chatlearn.modules.torch.lora import LoraArgs, adapter_of, add_adapter, is_trained_layer
 from chatlearn.modules.torch.lora_folder import load_head
 
 
@@ -27,16 +26,6 @@ class ModelArgs(BaseModel):
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="dtype of the parameters")
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
     lora: LoraArgs | None = Field(None, description="low-rank adapters on the model; null: all weights are trained")
-
-    @model_validator(mode="after")
-    def _computes_the_same_again(self) -> Self:
-        if self.lora is not None and self.lora.dropout and getattr(self, "gradient_checkpointing", False):
-            raise problem(
-                "lora.dropout and gradient_checkpointing don't go together: a layer that is computed again would drop "
-                "other entries",
-                "set lora.dropout: 0 or gradient_checkpointing: false",
-            )
-        return self
 
     @field_validator("model_path")
     @classmethod
@@ -135,6 +124,9 @@ class ValueModel(torch.nn.Module):
 
     Args:
         causal_lm: the model whose backbone is used; its language head is dropped.
+
+    Raises:
+        ConfigError: its adapters are on the language head too.
     """
 
     def __init__(self, causal_lm: Any) -> None:
@@ -145,6 +137,12 @@ class ValueModel(torch.nn.Module):
         torch.nn.init.zeros_(self.head.weight)
         torch.nn.init.zeros_(self.head.bias)
         if (adapter := adapter_of(causal_lm)) is not None:
+            if is_trained_layer(causal_lm.get_output_embeddings()):
+                raise ConfigError(
+                    f"{adapter.where}: the output layer of {type(causal_lm).__name__} is among the layers, but the "
+                    f"value model has a head of its own in its place. Leave it out of target_modules and "
+                    f"modules_to_save, or give an adapter without it."
+                )
             self.lora_adapter = dataclasses.replace(adapter, base=None)
             if adapter.args.path is not None:
                 load_head(adapter.args.path, self.head)

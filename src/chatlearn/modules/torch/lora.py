@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import re
 import warnings
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,8 +25,15 @@ from torch import Tensor
 from chatlearn.config.values import problem
 from chatlearn.errors import ConfigError, ModuleError
 from chatlearn.guards import is_instance, is_list
-from chatlearn.modules.torch.lora_folder import check_folder, fill_adapter, read_adapter, save_adapter, save_head
-from chatlearn.sync.transport import SyncView
+from chatlearn.modules.torch.lora_folder import (
+    check_folder,
+    fill_adapter,
+    read_adapter,
+    save_adapter,
+    save_head,
+    warn_of_other_base,
+)
+from chatlearn.sync.transport import SyncView, checksum
 
 NAME = "default"
 """peft's name of an adapter; a model has one."""
@@ -39,7 +47,9 @@ class LoraArgs(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     r: int | None = Field(None, ge=1, description="rank of the adapters")
-    alpha: float | None = Field(None, gt=0, description="the product B · A is multiplied by alpha / r")
+    alpha: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="the product B · A is multiplied by alpha / r"
+    )
     dropout: float = Field(0.0, ge=0, lt=1, description="of the adapters' inputs, while gradients are computed")
     target_modules: list[str] | Literal["all-linear"] = Field(
         "all-linear",
@@ -49,7 +59,7 @@ class LoraArgs(BaseModel):
     path: str | None = Field(
         None, description="folder of an adapter to go on from; r, alpha and the layers are those of the folder"
     )
-    seed: int = Field(0, ge=0, description="of the matrices A at the start; B is zero")
+    seed: int = Field(0, ge=0, lt=2**64, description="of the matrices A at the start; B is zero")
     export: Literal["merged", "adapter"] = Field(
         "merged", description="what export writes: a whole model, or the adapter alone"
     )
@@ -61,9 +71,18 @@ class LoraArgs(BaseModel):
             raise problem("names no layer, or has an empty name", "name layers, such as q_proj, or write all-linear")
         return value
 
+    @field_validator("modules_to_save")
+    @classmethod
+    def _has_names(cls, value: list[str]) -> list[str]:
+        if "" in value:
+            raise problem("has an empty name", "name layers, such as lm_head, or write []")
+        return value
+
     @field_validator("path")
     @classmethod
     def _is_an_adapter(cls, value: str | None) -> str | None:
+        if value == "":
+            raise problem("is empty", "give a folder that holds an adapter of peft, or null")
         if value is not None:
             check_folder(value)
         return value
@@ -95,11 +114,13 @@ class Adapter:
     Attributes:
         args: of the configuration.
         config: peft's ``LoraConfig``.
+        where: what an error calls it.
         base: fingerprint of the weights that are not trained, once it was asked for.
     """
 
     args: LoraArgs
     config: Any
+    where: str
     base: str | None = None
 
 
@@ -121,6 +142,7 @@ def add_adapter(model: Any, args: LoraArgs, model_path: str) -> None:
     if args.path is not None:
         where = f"lora.path {args.path!r}"
         config, tensors = read_adapter(args.path, model)
+        warn_of_other_base(config, model, where)
         targets, saved = config.target_modules, list[str](config.modules_to_save)
     else:
         where = f"lora on model_path {model_path!r}"
@@ -131,20 +153,22 @@ def add_adapter(model: Any, args: LoraArgs, model_path: str) -> None:
     config.modules_to_save = [n for n, _ in model.named_modules() if any(_matches(n, name) for name in saved)] or None
     config.target_modules, config.lora_dropout = targets, args.dropout
     config.task_type, config.base_model_name_or_path = "CAUSAL_LM", model_path
+    unfit = [f"{n} is a {type(m).__name__}" for n, m in _targeted(model, targets) if not _can_have_adapter(m)]
     try:
         with _seeded(args.seed), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what is checked here, or set right by peft itself
             inject_adapter_in_model(config, model, NAME)
     except ValueError as error:
+        why = unfit[0] if unfit else str(error).splitlines()[0]
         raise ConfigError(
-            f"{where}: peft can't adapt these layers ({str(error).splitlines()[0]}). Name linear or embedding layers."
+            f"{where}: peft can't adapt these layers ({why}). Name linear or embedding layers."
         ) from error
     for _, layer in adapted_layers(model):
         for side in (layer.lora_A, layer.lora_B, layer.lora_embedding_A, layer.lora_embedding_B):
             side.float()  # so that small updates are not rounded away
         if args.dropout:
             layer.lora_dropout[NAME] = GradientDropout(args.dropout)
-    model.lora_adapter = Adapter(args, config)
+    model.lora_adapter = Adapter(args, config, where)
     if args.path is not None:
         fill_adapter(model, tensors, where, model_path)
 
@@ -169,6 +193,19 @@ def adapted_layers(model: torch.nn.Module) -> Iterator[tuple[str, Any]]:
     from peft.tuners.lora import LoraLayer
 
     return ((name, module) for name, module in _modules(model) if is_instance(module, LoraLayer))
+
+
+def is_trained_layer(layer: object) -> bool:
+    """Whether a layer has an adapter or is trained whole beside adapters."""
+    from peft.tuners.lora import LoraLayer
+    from peft.utils.other import ModulesToSaveWrapper
+
+    return is_instance(layer, (LoraLayer, ModulesToSaveWrapper))
+
+
+def scales_of(model: torch.nn.Module) -> dict[str, float]:
+    """alpha / r by adapted layer."""
+    return {name: float(layer.scaling[NAME]) for name, layer in adapted_layers(model)}
 
 
 @contextmanager
@@ -208,14 +245,14 @@ def load_trained_state(model: torch.nn.Module, state: Mapping[str, Tensor]) -> N
 
 
 def base_fingerprint(model: torch.nn.Module) -> str:
-    """Tells base models apart: names, shapes, dtypes and sums of the bits of all weights that are not trained."""
+    """Tells base models apart: names, shapes, dtypes and checksums of all weights that are not trained."""
     adapter = adapter_of(model)
     assert adapter is not None
     if adapter.base is None:
         digest = hashlib.blake2b(digest_size=16)
         for name, value in _state(model).items():
             if not value.requires_grad:
-                digest.update(f"{name} {tuple(value.shape)} {value.dtype} {_sum_of_bits(value.detach())}\n".encode())
+                digest.update(f"{name} {tuple(value.shape)} {value.dtype} {checksum([value]):08x}\n".encode())
         adapter.base = digest.hexdigest()
     return adapter.base
 
@@ -289,10 +326,10 @@ def sync_view(model: torch.nn.Module, merged: bool) -> SyncView:
     if merged:
         weights = MergedWeights(model)
         return SyncView(weights, weights.fixed, outlines=weights.unmerged)
-    scales = {name: float(layer.scaling[NAME]) for name, layer in adapted_layers(model)}
     state = _state(model)
     fixed = frozenset(name for name, value in state.items() if not value.requires_grad)
-    return SyncView({k: v.detach() for k, v in state.items()}, fixed, scales, base_fingerprint(model))
+    tensors = {name: value.detach() for name, value in state.items()}
+    return SyncView(tensors, fixed, scales_of(model), base_fingerprint(model), frozenset(_wrapped(model)))
 
 
 @contextmanager
@@ -318,8 +355,8 @@ def _wrapped(model: torch.nn.Module) -> list[str]:
 
 
 def _state(model: torch.nn.Module) -> dict[str, Tensor]:
-    """``model.state_dict()`` of parameters that still say whether they are trained."""
-    return model.state_dict(keep_vars=True)
+    """The tensors of ``model.state_dict()``; parameters still say whether they are trained."""
+    return {k: v for k, v in model.state_dict(keep_vars=True).items() if is_instance(v, Tensor)}
 
 
 def _plain_name(name: str, adapted: Mapping[str, Any], saved: Sequence[str]) -> str | None:
@@ -334,16 +371,6 @@ def _plain_name(name: str, adapted: Mapping[str, Any], saved: Sequence[str]) -> 
             trained = f"modules_to_save.{NAME}."
             return f"{module}.{rest.removeprefix(trained)}" if rest.startswith(trained) else None
     return name
-
-
-def _sum_of_bits(value: Tensor) -> int:
-    """Sum of a tensor's memory as words of 64 bits, modulo 2**64; whole numbers add up alike in any order."""
-    memory = value.contiguous().reshape(-1).view(torch.uint8)
-    if memory.storage_offset() % 8:
-        memory = memory.clone()
-    num_words = len(memory) // 8
-    words, rest = memory[: num_words * 8].view(torch.int64), memory[num_words * 8 :]
-    return int(words.sum()) + int(rest.sum())
 
 
 def _check_names(model: Any, targets: Any, saved: Sequence[str], where: str) -> None:
@@ -368,6 +395,13 @@ def _check_names(model: Any, targets: Any, saved: Sequence[str], where: str) -> 
             f"{where}: {', '.join(tied)} can't be changed alone, since the input's and the output's embedding of this "
             f"model are one weight (tie_word_embeddings). Leave it out, or give a model whose embeddings are not tied."
         )
+
+
+def _targeted(model: Any, targets: Any) -> list[tuple[str, Any]]:
+    """Layers that are meant by target_modules: names, a pattern, or all linear layers, which are none here."""
+    if isinstance(targets, str):
+        return [(n, m) for n, m in model.named_modules() if targets != "all-linear" and re.fullmatch(targets, n)]
+    return [(n, m) for n, m in model.named_modules() if any(_matches(n, name) for name in targets)]
 
 
 def _embeddings(model: Any) -> list[Any]:

@@ -65,20 +65,24 @@ class TorchModule(BaseModule):
         """State that a checkpoint keeps; of a model with adapters its trained weights, and what tells its base."""
         state = super().state_dict()
         if self._adapter is not None:
-            from chatlearn.modules.torch.lora import base_fingerprint, trained_state
+            from chatlearn.modules.torch.lora import base_fingerprint, scales_of, trained_state
 
-            state["model"] = {"base": base_fingerprint(self.model), "trained": trained_state(self.model)}
+            state["model"] = {
+                "base": base_fingerprint(self.model),
+                "scales": scales_of(self.model),
+                "trained": trained_state(self.model),
+            }
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes back what :meth:`state_dict` gave.
 
         Raises:
-            ModuleError: an attribute of the checkpoint is not there after ``setup()``, or the adapters are others, or
-                are on another base model.
+            ModuleError: an attribute of the checkpoint is not there after ``setup()``, or the adapters are others, are
+                multiplied by another factor, or are on another base model.
         """
         if self._adapter is not None and "model" in state:
-            from chatlearn.modules.torch.lora import base_fingerprint, load_trained_state
+            from chatlearn.modules.torch.lora import base_fingerprint, load_trained_state, scales_of
 
             state = dict(state)
             saved = state.pop("model")
@@ -86,6 +90,13 @@ class TorchModule(BaseModule):
                 raise ModuleError(
                     f"{self.name}: the weights under the adapters are others than in the run that was saved; put the "
                     f"base model back into models.{self.name}.args.model_path"
+                )
+            ours: dict[str, float] = scales_of(self.model)
+            if other := [layer for layer in ours if saved["scales"].get(layer, ours[layer]) != ours[layer]]:
+                raise ModuleError(
+                    f"{self.name}: adapters are multiplied by {ours[other[0]]:g} and were by "
+                    f"{saved['scales'][other[0]]:g} in the run that was saved (alpha / r, of {other[0]}); put "
+                    f"models.{self.name}.args.lora back, with the adapter_config.json of its path"
                 )
             load_trained_state(self.model, saved["trained"])
         super().load_state_dict(state)
@@ -96,8 +107,8 @@ class TorchModule(BaseModule):
 
     def export(self, path: str) -> None:
         """Writes ``self.model`` for use outside: in Hugging Face format with its tokenizer (``self.tokenizer``) where
-        it has ``save_pretrained``, else its state as ``model.safetensors``. Adapters are merged into it, or written
-        alone in peft's format, as ``models.<name>.args.lora.export`` says.
+        it has ``save_pretrained``, else the tensors of its state as ``model.safetensors``. Adapters are merged into
+        it, or written alone in peft's format, as ``models.<name>.args.lora.export`` says.
 
         Raises:
             ModuleError: there is no ``self.model``.
@@ -119,8 +130,20 @@ class TorchModule(BaseModule):
             with quiet():
                 model.save_pretrained(folder)
         else:
-            from safetensors.torch import save_model
-
-            save_model(model, str(folder / "model.safetensors"))
+            save_tensors(model, folder / "model.safetensors")
         if hasattr(model, "save_pretrained") and (tokenizer := getattr(self, "tokenizer", None)) is not None:
             tokenizer.save_pretrained(folder)
+
+
+def save_tensors(model: torch.nn.Module, file: Path) -> None:
+    """Writes the tensors of ``model.state_dict()``, one for each that several names share. The file can't hold what
+    else a model's ``get_extra_state`` gives.
+    """
+    import torch
+    from safetensors.torch import save_model
+
+    class Tensors(torch.nn.Module):
+        def state_dict(self, *_args: Any, **_options: Any) -> dict[str, Any]:
+            return {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
+
+    save_model(Tensors(), str(file))

@@ -21,11 +21,14 @@ from chatlearn.algorithms.losses import (
 )
 from chatlearn.algorithms.losses.surrogate import LossAndMetrics
 from chatlearn.algorithms.masking import masked_whiten
+from chatlearn.config.values import problem
 from chatlearn.errors import DataError
+from chatlearn.modules.advantage_estimator import check_horizon
 from chatlearn.modules.base import step
 from chatlearn.modules.torch.huggingface import load_causal_lm, load_tokenizer
 from chatlearn.modules.torch.module import TorchModule
 from chatlearn.modules.torch.optimization import TrainArgs, check_num_minibatches, make_optimizer, run_updates
+from chatlearn.modules.torch.preparation import precision
 from chatlearn.modules.torch.scoring import Window, policy_logprobs, policy_logprobs_and_entropy
 from chatlearn.types import Batch
 
@@ -89,17 +92,18 @@ class PolicyArgs(TrainArgs):
     def _fits_together(self) -> Self:
         legal = _AGGREGATIONS[self.loss]
         if self.aggregation is not None and self.aggregation not in legal:
-            raise ValueError(
-                f"aggregation {self.aggregation!r} is not for loss {self.loss!r}; use {' or '.join(legal)}"
+            raise problem(
+                f"aggregation {self.aggregation!r} is not for loss {self.loss!r}",
+                f"use aggregation {' or '.join(legal)}",
             )
         if self.aggregation == "constant" and self.max_length is None:
-            raise ValueError("aggregation 'constant' divides by a length; set max_length beside it")
+            raise problem("aggregation 'constant' divides by a length", "set max_length beside it")
         if self.loss == "sapo" and (self.clip_low is not None or self.clip_high is not None):
-            raise ValueError("loss 'sapo' has a gate in the place of clipping; leave clip_low and clip_high out")
+            raise problem("loss 'sapo' has a gate in the place of clipping", "leave clip_low and clip_high out")
         if self.loss != "ppo" and self.dual_clip is not None:
-            raise ValueError(f"dual_clip is for loss 'ppo'; leave it out with {self.loss!r}")
+            raise problem(f"dual_clip is not for loss {self.loss!r}", "leave dual_clip out, or take loss 'ppo'")
         if self.kl_target is not None and not self.kl_loss_coef:
-            raise ValueError("kl_target needs a weight to begin with; set kl_loss_coef above 0 beside it")
+            raise problem("kl_target needs a weight to begin with", "set kl_loss_coef above 0 beside it")
         return self
 
 
@@ -128,6 +132,8 @@ class PolicyTrainer(TorchModule):
         self.optimizer = make_optimizer(self.model, args)
         check_num_minibatches(self)
         if args.kl_target is not None:
+            key, num_samples = f"models.{self.name}.args.kl_horizon", self.runtime_args.train_global_batch_size
+            check_horizon(key, args.kl_horizon, num_samples)
             self.kl_controller = AdaptiveKLController(args.kl_loss_coef, args.kl_target, args.kl_horizon)
 
     @step(reads={"tokens", "attention_mask", "response_mask", "logprobs"}, writes={"old_logprobs"}, borrows=True)
@@ -136,8 +142,9 @@ class PolicyTrainer(TorchModule):
         """Gives ``old_logprobs``, and nothing else: the log-probabilities of sampled tokens under the weights that are
         about to be trained.
         """
-        window = Window.of(data, self.device)
-        logprobs = policy_logprobs(self.model, window, self.model_args.temperature, packing=self.model_args.packing)
+        args, window = self.model_args, Window.of(data, self.device)
+        with precision(self.device, args.autocast):
+            logprobs = policy_logprobs(self.model, window, args.temperature, packing=args.packing)
         mismatch = _Mismatch()
         mismatch.add(logprobs, window.cut(data["logprobs"]), window.mask.bool())
         mismatch.log(self)

@@ -22,7 +22,8 @@ COMPILE_BACKEND = "inductor"
 def checkpoint_layers(model: nn.Module) -> None:
     """Makes the layers of a model keep nothing but their inputs for the backward pass, which computes them again.
 
-    transformers' own switch works in training mode only, where dropout is on; this one works in any mode.
+    transformers' own switch works in training mode only, where dropout is on; this one works in any mode. Dropout (of
+    adapters too) drops the same entries when a layer is computed again.
 
     Raises:
         ConfigError: the model has no layers that transformers marks as fit for it.
@@ -36,7 +37,7 @@ def checkpoint_layers(model: nn.Module) -> None:
             f"for it (GradientCheckpointingLayer). Set gradient_checkpointing: false for this model."
         )
     for layer in layers:
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=True)
 
 
 def compile_backbone(model: Any) -> None:

@@ -14,9 +14,15 @@ from chatlearn.algorithms.kl import KLEstimator, kl_estimate
 from chatlearn.algorithms.masking import masked_mean
 from chatlearn.algorithms.reward_mixing import RewardMixing, combine_rewards
 from chatlearn.config.values import problem
-from chatlearn.errors import ConfigError
+from chatlearn.errors import ConfigError, DataError
 from chatlearn.modules.base import BaseModule
-from chatlearn.modules.torch.reward_components import Component, FunctionSource, LearnedState, RewardComponentArgs
+from chatlearn.modules.torch.reward_components import (
+    Component,
+    FunctionSource,
+    LearnedState,
+    RewardComponentArgs,
+    sample_names,
+)
 from chatlearn.rewards.base import RewardFunction
 from chatlearn.rewards.build import build_reward
 from chatlearn.types import Batch
@@ -31,7 +37,7 @@ class RewardInference(BaseModule):
     token, minus ``kl_coef`` times the KL estimate on every token).
 
     A sample that can't be scored (``None``, of any component whose weight is not 0) has reward 0, ``scored`` false and
-    an empty ``response_mask``, so that no trainer learns from it.
+    an empty ``response_mask`` (where the batch has one), so that no trainer learns from it.
 
     The reward is the weighted sum of the components, or with ``combine: normalize_then_sum`` that of the components
     normalised in their groups (:func:`chatlearn.algorithms.reward_mixing.combine_rewards`). In an evaluation
@@ -68,9 +74,13 @@ class RewardInference(BaseModule):
         accuracy_of: str | None = Field(
             None, description="name of the component that `accuracy` is counted from; null: the first"
         )
-        success_score: float = Field(1.0, description="a score from here on counts as a success in `accuracy`")
+        success_score: float = Field(
+            1.0, allow_inf_nan=False, description="a score from here on counts as a success in `accuracy`"
+        )
         unfinished_reward: float | None = Field(
-            None, description="reward of a response that was cut off; null scores it like the others"
+            None,
+            allow_inf_nan=False,
+            description="reward of a response that was cut off; null scores it like the others",
         )
         kl_coef: float = Field(
             0.0, ge=0, description="weight of the KL to the reference, subtracted from each token's reward"
@@ -147,11 +157,14 @@ class RewardInference(BaseModule):
         """Scores a batch of experience.
 
         Raises:
-            DataError: a component raises, or does not give a number or ``None`` for each sample; it is named, and the
-                sample where one is to blame.
+            ConfigError: ``combine: normalize_then_sum``, and no two samples answer the same prompt.
+            DataError: a component raises, or does not give a number or ``None`` for each sample, or the reward has no
+                float32; the component is named, and the sample where one is to blame.
         """
+        if self.model_args.combine == "normalize_then_sum":
+            self._check_groups()
         result = {**data, **self._scored(data, is_eval=False)}
-        if not result["scored"].all():
+        if "response_mask" in data and not result["scored"].all():
             result["response_mask"] = data["response_mask"] * result["scored"].unsqueeze(1)
         if "values" in data:
             result |= self._advantages(result)
@@ -189,6 +202,15 @@ class RewardInference(BaseModule):
                 "`scaling: group`."
             )
 
+    def _check_groups(self) -> None:
+        group_ids = self.batch.group_ids
+        if len(set(group_ids)) == len(group_ids):
+            raise ConfigError(
+                f"models.{self.name}.args.combine is normalize_then_sum, but each of the {len(group_ids)} samples of "
+                "the batch answers a prompt of its own, so every reward would be 0. Set "
+                "runtime.num_inference_per_prompt to 2 or more, or take `combine: sum_then_normalize`."
+            )
+
     def _scored(self, data: Batch, is_eval: bool) -> dict[str, Any]:
         """``rewards``, ``scored`` and ``reward_components`` of a batch; logs what they say."""
         args, group_ids = self.model_args, self.batch.group_ids
@@ -210,8 +232,14 @@ class RewardInference(BaseModule):
             rewards, total, judged = (
                 torch.where(replaced, args.unfinished_reward, x) for x in (rewards, total, judged)
             )
+        if (odd := ~(rewards.isfinite() | unscorable)).any():
+            name = sample_names(self.batch, len(rewards))[int(odd.nonzero()[0])]
+            raise DataError(
+                f"{self.name}: the reward of {name} is too large for float32. Give the components smaller weights, or "
+                "`clip`."
+            )
         self._log(raw, total, judged, data["finished"])
-        result: dict[str, Any] = {"rewards": rewards.nan_to_num(0.0), "scored": ~unscorable}
+        result: dict[str, Any] = {"rewards": torch.where(unscorable, 0.0, rewards), "scored": ~unscorable}
         if self._components:
             result["reward_components"] = {**data.get("reward_components", {}), **raw}
         return result
@@ -240,7 +268,7 @@ class RewardInference(BaseModule):
         args, mask = self.model_args, data["response_mask"]
         positions = torch.arange(mask.shape[1])
         last = (mask * positions).argmax(1)
-        token_rewards = torch.zeros_like(mask)
+        token_rewards = torch.zeros(mask.shape)
         token_rewards[torch.arange(len(mask)), last] = data["rewards"]
         if "ref_logprobs" in data:
             kl = kl_estimate(data["logprobs"], data["ref_logprobs"], "k1")

@@ -18,7 +18,7 @@ from chatlearn.config.values import problem
 from chatlearn.errors import ChatLearnError, ConfigError, DataError
 from chatlearn.guards import is_mapping
 from chatlearn.modules.torch.reward_model import LearnedReward, LearnedRewardArgs
-from chatlearn.rewards.base import RewardFunction, find_failing, function_name, score
+from chatlearn.rewards.base import RewardFunction, find_failing, fits_float32, function_name, score, shown
 from chatlearn.rewards.build import build_reward
 from chatlearn.types import Batch, SampleIds
 
@@ -46,7 +46,9 @@ class RewardComponentArgs(BaseModel):
     weight: float = Field(1.0, allow_inf_nan=False, description="in the sum; with 0 it is logged and no more")
     clip: tuple[float, float] | None = Field(None, description="lowest and highest value that counts")
     unfinished: float | None = Field(
-        None, description="score of a response that was cut off, before scaling and clipping; null: like the others"
+        None,
+        allow_inf_nan=False,
+        description="score of a response that was cut off, before scaling and clipping; null: like the others",
     )
 
     @field_validator("clip")
@@ -207,10 +209,10 @@ class _ColumnSource:
         numbers: list[float] = []
         for value, name in zip(values, sample_names(ids, len(values)), strict=True):
             number = math.nan if value is None else value
-            if not isinstance(number, int | float) or math.isinf(number):
+            if not isinstance(number, int | float) or not (number != number or fits_float32(number)):
                 raise DataError(
-                    f"column {self._column!r}: {name} has {value!r}, expected a finite number, or None if the sample "
-                    "can't be scored."
+                    f"column {self._column!r}: {name} has {shown(value)}, expected a finite number that float32 can "
+                    "hold, or None if the sample can't be scored."
                 )
             numbers.append(float(number))
         return torch.tensor(numbers, dtype=torch.float32)

@@ -6,11 +6,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from chatlearn.checkpoint.run_folder import claim_run_folder
 from chatlearn.config.active import init
 from chatlearn.config.schema import Config
 from chatlearn.guards import is_list, is_mapping
 from chatlearn.recipes import warm_start
+from chatlearn.recipes.demo import claim_until_measured
 from chatlearn.recipes.ppo.recipe import DEMO
 from chatlearn.recipes.ppo_learned_reward.preferences import sampling_engine
 from chatlearn.recipes.ppo_learned_reward.reward_model import reward_model_engine, run_reward_model
@@ -22,7 +22,7 @@ CONFIG = Path(__file__).with_name("ppo_learned_reward.yaml")
 
 def run(config: Config) -> None:
     """All stages; each that is finished is passed by, and one that was interrupted goes on."""
-    folder = claim_run_folder(config.runtime)
+    folder = claim_until_measured(config.runtime)
     if folder.finished:
         print(folder.note)
         return

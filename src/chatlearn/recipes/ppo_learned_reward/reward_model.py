@@ -15,6 +15,7 @@ from chatlearn.engine.engine import Engine
 from chatlearn.engine.evaluator import Evaluator
 from chatlearn.engine.trainer import Trainer
 from chatlearn.modules.torch import RewardTrainer
+from chatlearn.recipes.demo import reopened
 from chatlearn.recipes.ppo_learned_reward.preferences import make_preferences
 from chatlearn.recipes.tasks.base import TaskSplits
 from chatlearn.recipes.warm_start import settled
@@ -91,6 +92,7 @@ def run_reward_model(config: Config, folder: Path, model_path: str, splits: Task
         training, held_out = make_preferences(config, folder, model_path, splits, num_prompts, seed)
         own_config, engine = reward_model_engine(config, folder, model_path, training, held_out)
         init(own_config)
+        reopened(result.parent, "pair_accuracy")
         engine.learn()
         accuracy = engine.evaluate().metrics[f"eval/{NAME}/accuracy"]
         engine.run.write_result(pair_accuracy=accuracy)

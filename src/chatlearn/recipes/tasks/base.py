@@ -98,9 +98,7 @@ def as_sample(entry: dict[str, Any]) -> Sample:
     return {"prompt": entry["question"], "answer": entry["answer"], "entry": entry}
 
 
-def distinct(
-    entries: Any, num_samples: int, key: Callable[[dict[str, Any]], str], taken: set[str]
-) -> list[Sample]:
+def distinct(entries: Any, num_samples: int, key: Callable[[dict[str, Any]], str], taken: set[str]) -> list[Sample]:
     """The first samples whose keys aren't in ``taken``, which gets them."""
     samples: list[Sample] = []
     for entry in entries:

@@ -35,14 +35,17 @@ def head_of(model: Any) -> tuple[Any, nn.Linear] | None:
 
     Adapters of peft are seen through. The pair is given only where the output layer, applied to the backbone's last
     hidden state, makes the model's logits: that is tried on two tokens when a model is seen for the first time. Models
-    that scale or cap their logits, and those whose output layer has an adapter of its own, have none.
+    that scale or cap their logits, and those whose output layer has an adapter of its own that is switched on, have
+    none.
 
     Returns:
         The pair, or ``None``: take the model's own logits.
     """
     causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
     backbone = getattr(causal_lm, "base_model", causal_lm)
-    head = causal_lm.get_output_embeddings() if hasattr(causal_lm, "get_output_embeddings") else None
+    head: Any = causal_lm.get_output_embeddings() if hasattr(causal_lm, "get_output_embeddings") else None
+    while getattr(head, "disable_adapters", False) is True:  # peft's wrappers, which then call what they are around
+        head = head.base_layer if hasattr(head, "base_layer") else head.original_module
     if type(head) is not nn.Linear or backbone is causal_lm or head._forward_hooks or head._forward_pre_hooks:
         return None
     known = _LINEAR_HEADS.get(model)
