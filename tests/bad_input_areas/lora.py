@@ -14,7 +14,7 @@ from bad_input_areas.cause import Causes
 from bad_input_areas.program import engine_of
 
 import chatlearn
-from chatlearn import ConfigError, Engine, Environment, Trainer
+from chatlearn import ConfigError, Engine, Environment
 
 BEFORE, AT_SETUP = Causes(), Causes()
 FITTING = {"r": 4, "alpha": 8}
@@ -118,19 +118,21 @@ def adapted_and_saved() -> None:
 
 @BEFORE.cause(
     ConfigError,
-    says="lora.dropout and gradient_checkpointing don't go together",
-    at="models.trainer.args",
-    fix="set lora.dropout: 0 or gradient_checkpointing: false",
+    says="has an empty name",
+    at="models.policy.args.lora.modules_to_save",
+    fix="name layers, such as lm_head, or write []",
 )
-def dropout_that_is_computed_again() -> None:
-    """Adapters have dropout, and layers are computed again for the backward pass."""
-    from chatlearn.modules.torch import PolicyTrainer
+def nameless_layer() -> None:
+    """The name of a layer that is to be trained whole is empty."""
+    policy({**FITTING, "modules_to_save": [""]})
 
-    args = {"model_path": "org/model", "learning_rate": 1e-4, "gradient_checkpointing": True}
-    given = {"trainer": {"args": {**args, "lora": {**FITTING, "dropout": 0.1}}}}
-    chatlearn.init({**toys.settings("runs"), "models": given})
-    trainer = PolicyTrainer("trainer")
-    Engine(None, Trainer(lambda batch: trainer.train_step(batch))).set_dataset([{"tokens": 1}]).learn()
+
+@BEFORE.cause(
+    ConfigError, says="is empty", at="models.policy.args.lora.path", fix="give a folder that holds an adapter"
+)
+def empty_path() -> None:
+    """The path of an adapter's folder is empty."""
+    policy({"path": ""})
 
 
 @BEFORE.cause(
@@ -189,6 +191,28 @@ def other_form_of_lora() -> None:
     policy({"path": adapter(use_dora=True)})
 
 
+@BEFORE.cause(
+    ConfigError,
+    says="adapter_config.json has lora_gamma: 3.0",
+    at="models.policy.args.lora.path",
+    fix="give an adapter of plain LoRA",
+)
+def unknown_key_of_an_adapter() -> None:
+    """The configuration of an adapter has a key that is not of plain LoRA."""
+    policy({"path": adapter(r=4, lora_alpha=8, target_modules=["q_proj"], lora_gamma=3.0)})
+
+
+@BEFORE.cause(
+    ConfigError,
+    says=('adapter_config.json: r is "eight", expected an integer >= 1; ', "target_modules is null, expected names"),
+    at="models.policy.args.lora.path",
+    fix="save the adapter again",
+)
+def wrong_values_in_an_adapter() -> None:
+    """The configuration of an adapter has values of other types."""
+    policy({"path": adapter(r="eight", lora_alpha=8)})
+
+
 # -- At setup, against the model ---------------------------------------------------------------------------------------
 
 
@@ -201,6 +225,17 @@ def other_form_of_lora() -> None:
 def no_such_layer() -> None:
     """Adapters are for layers that the model doesn't have."""
     policy({**FITTING, "target_modules": ["c_attn", "qproj", "v_proj"]}, model())
+
+
+@AT_SETUP.cause(
+    ConfigError,
+    says="peft can't adapt these layers (model.layers.0.self_attn is a LlamaAttention)",
+    at="lora on model_path 'model'",
+    fix="Name linear or embedding layers",
+)
+def layer_of_layers() -> None:
+    """Adapters are for a layer that is made of others."""
+    policy({**FITTING, "target_modules": ["self_attn"]}, model())
 
 
 @AT_SETUP.cause(

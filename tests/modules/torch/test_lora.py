@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from lora_cases import LORA, adapter_parameters, disturb, train
+from lora_cases import LORA, adapter_parameters, disturb, experience, train
 from tiny_models import build, call, lay_out, make_model, plain_logprobs, plain_model, random_rows, response_values
 
 from chatlearn.errors import ConfigError
 from chatlearn.modules.torch import PolicyInference, PolicyReference, PolicyTrainer, SFTTrainer, ValueTrainer
 from chatlearn.modules.torch.huggingface import ModelArgs, ValueModel, load_causal_lm
 from chatlearn.modules.torch.lora import LoraArgs, MergedWeights, adapted_layers
+from chatlearn.modules.torch.scoring import Window, policy_logprobs
 
 RATE = 0.5
 
@@ -80,6 +81,25 @@ def test_gradients_are_the_same_in_other_ways_of_computing_them(llama: str, cls:
     assert all(value.abs().max() > 0 for value in found[0].values())
     for name, value in found[0].items():
         torch.testing.assert_close(found[1][name], value, atol=1e-5 * float(norm), rtol=1e-4)
+
+
+@pytest.mark.parametrize("cls", [PolicyTrainer, ValueTrainer])
+def test_dropout_is_the_same_in_layers_that_are_computed_again(llama: str, cls: type) -> None:
+    lora = {**LORA, "dropout": 0.4}
+    found: list[dict[str, torch.Tensor]] = []
+    for seed, again in ((1, False), (1, True), (2, False)):
+        args = {"model_path": llama, "learning_rate": RATE, "max_grad_norm": 1e9}
+        trainer = build(cls, **args, lora=lora, gradient_checkpointing=again)
+        disturb(trainer.model)
+        trainer.optimizer = torch.optim.SGD(list(trainer.model.parameters()), lr=RATE)
+        before = adapter_parameters(trainer.model)
+        torch.manual_seed(seed)
+        trainer.train_step([experience(0), experience(1)], {"iteration": 0})  # the second draws after a backward pass
+        found.append({n: (before[n] - value) / RATE for n, value in adapter_parameters(trainer.model).items()})
+    norms = [torch.stack([(other[n] - found[0][n]).norm() for n in other]).norm() for other in found]
+    norm = torch.stack([value.norm() for value in found[0].values()]).norm()
+    assert norms[1] <= 1e-5 * norm
+    assert norms[2] > 0.1 * norm  # other entries dropped show
 
 
 def test_only_adapters_and_layers_to_save_are_trained(folder: str) -> None:
@@ -174,6 +194,26 @@ def test_reference_step_says_what_the_base_model_says_to_the_bit(folder: str) ->
         torch.testing.assert_close(values, plain.float(), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("layers", [{"target_modules": ["c_attn", "lm_head"]}, {"modules_to_save": ["lm_head"]}])
+def test_reference_step_is_the_base_model_where_the_output_layer_is_changed_too(
+    folders: dict[str, str], layers: dict[str, Any]
+) -> None:
+    folder, rows = folders["gpt2-untied"], random_rows(6)
+    policy = build(PolicyInference, model_path=folder, max_new_tokens=2, lora={**LORA, **layers})
+    reference = build(PolicyReference, model_path=folder)
+    disturb(policy.model)
+    batch = lay_out(rows, "both")
+    expected = call(reference, "forward_step", batch)["ref_logprobs"]
+    for _ in range(2):  # what is found out about the base is not taken for the adapted model, or the other way round
+        assert torch.equal(call(policy, "reference_step", batch)["ref_logprobs"], expected)
+        window = Window.of(batch, torch.device("cpu"))
+        with torch.no_grad():
+            scored = policy_logprobs(policy.model, window, 1.0)[window.mask.bool()]
+            plain = torch.cat([plain_logprobs(policy.model, prompt, response) for prompt, response in rows])
+        torch.testing.assert_close(scored, plain.float(), atol=1e-5, rtol=1e-5)
+        assert float((scored - window.cut(expected)[window.mask.bool()]).abs().max()) > 0.1
+
+
 def test_the_adapter_is_switched_on_again_after_reference_step(llama: str) -> None:
     policy = build(PolicyInference, model_path=llama, max_new_tokens=2, lora={**LORA, "modules_to_save": ["norm"]})
     disturb(policy.model)
@@ -198,6 +238,27 @@ def test_a_model_in_bfloat16_has_adapters_in_float32(llama: str) -> None:
     trainer = build(PolicyTrainer, model_path=llama, dtype="bfloat16", learning_rate=0.1, lora=LORA)
     assert {value.dtype for value in adapter_parameters(trainer.model).values()} == {torch.float32}
     assert trainer.model.model.norm.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("layers", [{"target_modules": ["c_attn", "lm_head"]}, {"modules_to_save": ["lm_head"]}])
+def test_a_value_model_has_no_output_layer_that_could_be_trained(
+    folders: dict[str, str], layers: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigError, match=r"lora on model_path .*: the output layer of GPT2LMHeadModel .*Leave it out"):
+        build(ValueTrainer, model_path=folders["gpt2-untied"], learning_rate=0.1, lora={**LORA, **layers})
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"modules_to_save": [""]}, "has an empty name"),
+        ({"alpha": float("inf")}, "finite number"),
+        ({"seed": 2**64}, "less than 18446744073709551616"),
+    ],
+)
+def test_values_that_no_adapter_can_have_are_refused(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        LoraArgs(**{**LORA, **given})
 
 
 def test_models_without_adapters_do_not_import_peft(llama: str, monkeypatch: pytest.MonkeyPatch) -> None:

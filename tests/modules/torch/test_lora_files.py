@@ -10,17 +10,34 @@ from typing import Any
 import pytest
 import torch
 from lora_cases import LORA, disturb, engine_of, train, write_settings
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_models import build, call, lay_out, plain_logprobs, plain_model, plain_tokenizer, random_rows
 
 import chatlearn
-from chatlearn import CheckpointError
+from chatlearn import CheckpointError, ConfigError
 from chatlearn.checkpoint.module_state import load_module, save_module
 from chatlearn.modules.torch import PolicyReference, PolicyTrainer, ValueInference, ValueTrainer
-from chatlearn.modules.torch.lora import adapted_layers
+from chatlearn.modules.torch.lora import LoraArgs, adapted_layers
 from chatlearn.modules.torch.scoring import Window, policy_logprobs
 
+PLAIN = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}
 BOTH = {"policy": {"lora": LORA}, "trainer": {"lora": LORA}}
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    """Changes keys of an adapter's configuration."""
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def of_peft(model: Any, folder: Path, save_embeddings: Any = "auto", **config: Any) -> Any:
+    """A model with an adapter that peft wrote to a folder."""
+    from peft import LoraConfig, get_peft_model
+
+    peft_model = get_peft_model(model, LoraConfig(r=4, lora_alpha=6, task_type="CAUSAL_LM", **config))
+    disturb(peft_model)
+    peft_model.save_pretrained(folder, save_embedding_layers=save_embeddings)
+    return peft_model.eval()
 
 
 def run(folder: str, output: Path, models: dict[str, Any], **runtime: Any) -> Path:
@@ -65,7 +82,9 @@ def test_a_checkpoint_holds_adapters_and_optimizer_but_not_the_base(llama: str, 
     assert all("lora_" in name for name in named)
 
 
-def test_a_checkpoint_on_another_base_is_refused(llama: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", ["one", "flip", "roll", "signs", "layers"])
+def test_a_checkpoint_on_another_base_is_refused(llama: str, tmp_path: Path, change: str) -> None:
+    """The same numbers in another order are another base too."""
     folder = shutil.copytree(llama, tmp_path / "model")
     args = {"model_path": str(folder), "learning_rate": 0.1, "lora": LORA}
     saved = build(PolicyTrainer, **args)
@@ -76,11 +95,33 @@ def test_a_checkpoint_on_another_base_is_refused(llama: str, tmp_path: Path) -> 
     state = resumed.model.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in saved.model.state_dict().items())
     plain = plain_model(str(folder))
-    with torch.no_grad():
-        plain.model.layers[1].mlp.up_proj.weight[3, 4] += 1e-3
+    first, second = (layer.mlp.up_proj for layer in plain.model.layers)
+    weight = second.weight.detach()
+    if change == "one":
+        weight[3, 4] += 1e-3
+    elif change == "layers":
+        first.weight, second.weight = second.weight, first.weight
+    else:
+        changed = {"flip": weight.flip(0), "roll": weight.roll(8, 0), "signs": -weight}
+        weight.copy_(changed[change].clone())
     plain.save_pretrained(folder)
     with pytest.raises(
         CheckpointError, match=r"module: .* under the adapters are others .*models\.module\.args\.model"
+    ):
+        load_module(build(PolicyTrainer, **args), str(tmp_path), 1)
+
+
+def test_a_checkpoint_of_adapters_with_another_factor_is_refused(llama: str, tmp_path: Path) -> None:
+    """As after a change of the folder in lora.path, of which the configuration says nothing."""
+    saved = build(PolicyTrainer, model_path=llama, learning_rate=0.1, lora={**LORA, "export": "adapter"})
+    saved.export(str(tmp_path / "adapter"))
+    args = {"model_path": llama, "learning_rate": 0.1, "lora": {"path": str(tmp_path / "adapter")}}
+    assert save_module(build(PolicyTrainer, **args), str(tmp_path), 1, trained=True, synced=False)
+    load_module(build(PolicyTrainer, **args), str(tmp_path), 1)
+    edit(tmp_path / "adapter", alpha_pattern={"up_proj": 80})
+    with pytest.raises(
+        CheckpointError,
+        match=r"module: .* multiplied by 20 and were by 2 .* layers\.0\.mlp\.up_proj\); put",
     ):
         load_module(build(PolicyTrainer, **args), str(tmp_path), 1)
 
@@ -166,6 +207,97 @@ def test_an_adapter_of_peft_is_gone_on_from(llama: str, tmp_path: Path) -> None:
     torch.testing.assert_close(own_scores(module), scores(peft_model.eval()), atol=1e-5, rtol=0)
     ranks = {name: layer.r["default"] for name, layer in adapted_layers(module.model)}
     assert set(ranks.values()) == {2, 4}
+
+
+@pytest.mark.parametrize("targets", [["lm_head"], ["wte", "c_attn"]])
+def test_an_adapter_of_peft_on_the_embeddings_is_gone_on_from(
+    folders: dict[str, str], tmp_path: Path, targets: list[str]
+) -> None:
+    """peft writes the base's own embeddings beside such adapters."""
+    folder = folders["gpt2-untied"]
+    peft_model = of_peft(plain_model(folder), tmp_path, save_embeddings=True, target_modules=targets)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    written = [name for name in tensors if ".base_layer." in name]
+    assert written
+    module = build(PolicyReference, model_path=folder, lora={"path": str(tmp_path)})
+    torch.testing.assert_close(own_scores(module), scores(peft_model), atol=1e-5, rtol=0)
+    tensors[written[0]][0, 0] += 1
+    save_file(tensors, tmp_path / "adapter_model.safetensors", {"format": "pt"})
+    with pytest.raises(ConfigError, match=rf"(?s)does not fit .*{targets[0]}\.weight is another one in the file.*Give"):
+        build(PolicyReference, model_path=folder, lora={"path": str(tmp_path)})
+
+
+def test_an_adapter_of_peft_on_tied_embeddings_is_refused(llama: str, tmp_path: Path) -> None:
+    of_peft(plain_model(llama), tmp_path, target_modules=["lm_head", "q_proj"])
+    with pytest.raises(ConfigError, match=r"lora\.path .*: lm_head can't be changed alone, .*tie_word_embeddings"):
+        build(PolicyReference, model_path=llama, lora={"path": str(tmp_path)})
+
+
+def test_an_adapter_that_leaves_layers_out_is_exported_again(llama: str, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    config = {"target_modules": "all-linear", "exclude_modules": ["q_proj", "down_proj"]}
+    peft_model = of_peft(plain_model(llama), tmp_path / "in", **config)
+    edit(tmp_path / "in", bias=None)  # as other programs write "none"
+    lora = {"path": str(tmp_path / "in"), "export": "adapter"}
+    build(PolicyTrainer, model_path=llama, learning_rate=0.1, lora=lora).export(str(tmp_path / "out"))
+    again = PeftModel.from_pretrained(plain_model(llama), tmp_path / "out").eval()
+    torch.testing.assert_close(scores(again), scores(peft_model), atol=1e-6, rtol=0)
+    content = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert content["exclude_modules"] == ["down_proj", "q_proj"]
+
+
+def test_an_adapter_for_another_kind_of_model_gives_a_warning(
+    llama: str, folders: dict[str, str], tmp_path: Path
+) -> None:
+    of_peft(plain_model(llama), tmp_path, target_modules=["v_proj"])
+    with pytest.warns(
+        UserWarning, match=r"lora\.path .* trained on a model of type llama .* this one is of type qwen2"
+    ):
+        build(PolicyReference, model_path=folders["qwen2-tied"], lora={"path": str(tmp_path)})
+
+
+def test_a_layer_to_save_that_the_file_lacks_is_refused(llama: str, tmp_path: Path) -> None:
+    of_peft(plain_model(llama), tmp_path, target_modules=["q_proj"])
+    edit(tmp_path, modules_to_save=["norm"])
+    with pytest.raises(
+        ConfigError, match=r"adapter_config\.json names norm in modules_to_save, but .*Save the adapter"
+    ):
+        build(PolicyReference, model_path=llama, lora={"path": str(tmp_path)})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"use_foo_lora": True}, "has use_foo_lora: True"),
+        ({"lora_gamma": 3.0}, r"has lora_gamma: 3\.0"),
+        ({"bias": "all"}, "has bias: 'all'"),
+        ({"r": "eight"}, 'r is "eight", expected an integer >= 1'),
+        ({"r": 0}, "r is 0, expected an integer >= 1"),
+        ({"r": True}, "r is true, expected an integer >= 1"),
+        ({"lora_alpha": None, "r": 4.5}, r"r is 4\.5, expected .*; lora_alpha is null, expected a number > 0"),
+        ({"lora_alpha": "x"}, 'lora_alpha is "x", expected a number > 0'),
+        ({"lora_alpha": float("inf")}, "lora_alpha is Infinity, expected a number > 0"),
+        ({"target_modules": None}, "target_modules is null, expected names of layers, or a regular expression"),
+        ({"target_modules": [1, 2]}, r"target_modules is \[1, 2\], expected names"),
+        ({"target_modules": []}, r"target_modules is \[\], expected names"),
+        ({"target_modules": "("}, r'target_modules is "\(", expected names'),
+        ({"rank_pattern": [1]}, r"rank_pattern is \[1\], expected layers with integers"),
+        ({"alpha_pattern": {"q_proj": "x"}}, "alpha_pattern is .*, expected layers with numbers > 0"),
+        ({"modules_to_save": "norm"}, 'modules_to_save is "norm", expected names of layers'),
+    ],
+)
+def test_keys_of_other_adapters_and_wrong_values_are_refused_before_anything_is_loaded(
+    tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    (tmp_path / "adapter_model.safetensors").touch()
+    (tmp_path / "adapter_config.json").write_text(json.dumps(PLAIN))
+    harmless = {"peft_version": "0.21.2", "use_foo_lora": False, "auto_mapping": {"a": 1}, "bias": None}
+    edit(tmp_path, **harmless)
+    assert LoraArgs(path=str(tmp_path)).path == str(tmp_path)
+    edit(tmp_path, **changes)
+    with pytest.raises(ValueError, match=rf"adapter_config\.json.* {words}"):
+        LoraArgs(path=str(tmp_path))
 
 
 @pytest.mark.parametrize("form", ["adapter", "merged"])

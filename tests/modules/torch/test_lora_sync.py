@@ -158,6 +158,12 @@ def test_values_follow_their_trainer(cluster: Counting, llama: str, inference: d
             r"models\.trainer\.args\.lora and models\.policy\.args\.lora the same",
         ),
         (
+            {"lora": {**LORA, "modules_to_save": ["norm"]}},
+            {"lora": LORA},
+            r"model\.norm is trained whole \(modules_to_save\) in policy only\. Make models\.trainer\.args\.lora and "
+            r"models\.policy\.args\.lora the same",
+        ),
+        (
             {"lora": {"r": 2, "alpha": 4}},
             {"lora": LORA},
             r"lora_A\.default\.weight is \[4, 32\] in trainer and \[2, 32\] in policy",

@@ -54,6 +54,33 @@ def test_tied_weights_stay_tied(llama: str, tmp_path: Path) -> None:
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
+def test_of_a_model_with_extra_state_the_tensors_are_exported(tmp_path: Path) -> None:
+    """Tied ones once; a file of tensors can't hold the rest."""
+    from safetensors.torch import load_file
+
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.into, self.out = torch.nn.Embedding(5, 3), torch.nn.Linear(3, 5, bias=False)
+            self.out.weight = self.into.weight
+
+        def get_extra_state(self) -> dict[str, int]:
+            return {"calls": 3}
+
+        def set_extra_state(self, state: dict[str, int]) -> None:
+            assert state == {"calls": 3}
+
+    class Own(TorchModule):
+        def setup(self) -> None:
+            self.model = Net()
+
+    module = build(Own)
+    module.export(str(tmp_path))
+    weights = load_file(tmp_path / "model.safetensors")
+    assert len(weights) == 1
+    assert all(torch.equal(value, module.model.into.weight) for value in weights.values())
+
+
 def test_a_model_of_another_kind_is_exported_as_its_weights(llama: str, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 

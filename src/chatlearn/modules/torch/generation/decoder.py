@@ -13,7 +13,7 @@ from chatlearn.modules.torch.generation.llama import LlamaStep, is_plain_llama
 if TYPE_CHECKING:
     from chatlearn.modules.torch.generation.cache import SlotCache
 
-_PREFILL_TOKENS = 2048
+_PREFILL_TOKENS = 4096
 """Prompts of other lengths are prefilled apart from this many tokens on, where that saves padding."""
 _MAX_PREFILL_TOKENS = 1 << 16
 """The most tokens of a prefill, so that its activations stay small."""
