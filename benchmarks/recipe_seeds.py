@@ -3,8 +3,8 @@
     python benchmarks/recipe_seeds.py --recipes ppo grpo [--warm 0 1] [--seeds 0 1 2 3 4] [--shuffled] [--jobs 1]
         [--curves FILE.png] [KEY=VALUE ...]
 
-Each run is a process of its own, `chatlearn run RECIPE`, on one thread. The warm start depends on the task and on its
-own seed alone, so recipes of one task share it. Prints held-out accuracy before and after, from each run's
+Each run is a process of its own, `chatlearn run RECIPE`, on one thread. The warm start depends on the task, on its
+length and its own seed alone, so recipes share it. Prints held-out accuracy before and after, from each run's
 result.json. `--shuffled` adds a control for each seed whose rewards are dealt to the wrong samples.
 """
 
@@ -43,11 +43,12 @@ def run_recipe(recipe: str, output_dir: Path, name: str, *overrides: str) -> dic
 
 def warm_start(recipe: str, seed: int, folder: Path, *overrides: str) -> str:
     """The folder of a warm start, made by a run of the recipe that ends soon after."""
-    task = load_config(RECIPES[recipe].config_path).models["warm_start"].args.get("task", "spell_backward")
-    model = folder / f"{task}-warm{seed}" / "warm_start" / "policy"
+    args = load_config(RECIPES[recipe].config_path).models["warm_start"].args
+    name = f"{args.get('task', 'spell_backward')}-{args['num_steps']}-warm{seed}"
+    model = folder / name / "warm_start" / "policy"
     if not model.exists():
         shortest = ["runtime.num_episode=1", "runtime.eval_episode_interval=0", f"models.warm_start.args.seed={seed}"]
-        run_recipe(recipe, folder, f"{task}-warm{seed}", *overrides, *shortest)
+        run_recipe(recipe, folder, name, *overrides, *shortest)
     return str(model)
 
 

@@ -102,7 +102,7 @@ def no_scale() -> None:
 )
 def rank_beside_a_folder() -> None:
     """A rank is given beside the folder of an adapter, which has one of its own."""
-    policy({**FITTING, "path": adapter()})
+    policy({**FITTING, "path": adapter(r=4, lora_alpha=8, target_modules=["q_proj"])})
 
 
 @BEFORE.cause(

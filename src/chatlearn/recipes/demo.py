@@ -96,7 +96,7 @@ def reopened(run: Path, figure: str) -> bool:
         Whether that was so.
     """
     path = run / "result.json"
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if known.get("status") != "finished" or figure in known:
         return False
     aside = path.with_suffix(".partial")
@@ -136,7 +136,7 @@ def _conclude(engine: Engine, before: dict[str, Evaluation], after: dict[str, Ev
     for name in before:
         console.print(
             f"{name[:1].upper()}{name[1:]} accuracy: {_accuracy(before[name]):.3f} -> {_accuracy(after[name]):.3f} "
-            f"(exact matches on {len(after[name].results[0]['prompt'])} prompts never trained on)"
+            f"(exact matches on {sum(len(batch['prompt']) for batch in after[name].results)} prompts never trained on)"
         )
     lines = {
         "learning curve": "learning_curve.png",

@@ -70,10 +70,11 @@ class Verifier:
         """
         return len(answer) <= MAX_ANSWER_CHARACTERS and self._ask(gold, answer)
 
-    def _ask(self, *texts: str) -> bool:
+    def _ask(self, gold: str, *answer: str) -> bool:
+        texts = (gold, *answer)
         with self._lock:
             if texts not in self._known:
-                if len(texts) > 1 and texts[1] in self._endless:
+                if answer and answer[0] in self._endless:
                     return False
                 if len(self._known) >= _MAX_KNOWN:
                     self._known.clear()

@@ -94,7 +94,7 @@ def test_dropout_is_the_same_in_layers_that_are_computed_again(llama: str, cls: 
         trainer.optimizer = torch.optim.SGD(list(trainer.model.parameters()), lr=RATE)
         before = adapter_parameters(trainer.model)
         torch.manual_seed(seed)
-        trainer.train_step([experience(0), experience(1)], {"iteration": 0})  # the second draws after a backward pass
+        trainer.train_step([experience()] * 2, {"iteration": 0})  # the second draws after a backward pass
         found.append({n: (before[n] - value) / RATE for n, value in adapter_parameters(trainer.model).items()})
     norms = [torch.stack([(other[n] - found[0][n]).norm() for n in other]).norm() for other in found]
     norm = torch.stack([value.norm() for value in found[0].values()]).norm()

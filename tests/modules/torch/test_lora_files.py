@@ -121,7 +121,7 @@ def test_a_checkpoint_of_adapters_with_another_factor_is_refused(llama: str, tmp
     edit(tmp_path / "adapter", alpha_pattern={"up_proj": 80})
     with pytest.raises(
         CheckpointError,
-        match=r"module: .* multiplied by 20 and were by 2 .* layers\.0\.mlp\.up_proj\); put",
+        match=r"module: .* multiplied by 20 and were by 2 .*layers\.0\.mlp\.up_proj\); put",
     ):
         load_module(build(PolicyTrainer, **args), str(tmp_path), 1)
 

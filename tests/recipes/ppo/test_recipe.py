@@ -117,6 +117,28 @@ def test_ctrl_c_in_the_middle_and_resume_give_the_same_run(demo, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_warm_start_that_is_killed_again_and_again_gives_the_same_model(demo, tmp_path):
+    """While its model to begin with is written, in its first episode, and between its last episode and its end."""
+    whole, _ = demo
+    folder = tmp_path / "ppo" / "warm_start"
+    for reached in (folder / "initial", folder / "metrics.jsonl", folder / "policy"):
+        process = subprocess.Popen(
+            command(tmp_path, "--resume"), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        give_up = time.monotonic() + 120
+        while time.monotonic() < give_up and process.poll() is None and not reached.exists():
+            time.sleep(0.001)
+        assert process.poll() is None, "it ended before it was killed"
+        process.kill()
+        process.wait()
+    done = finished(command(tmp_path, "--resume", "runtime.num_episode=1", "runtime.eval_episode_interval=0"))
+    assert done.returncode == 0, done.stderr
+    ours, theirs = (load_file(run / "policy" / "model.safetensors") for run in (folder, whole / "warm_start"))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("last_checkpoint", ["episode-000006", "episode-000004"])
 def test_a_run_killed_after_its_last_episode_is_measured_when_it_is_resumed(demo, tmp_path, last_checkpoint):
     """The engine writes that the run is finished; the held-out figures come after that."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from torch.nn import Embedding, Module
 
 from chatlearn.errors import DataError
 from chatlearn.modules.torch.chat import check_messages
@@ -93,17 +95,14 @@ def num_positions(model: Any) -> float:
 
     Models of RoBERTa's kind give padding a position, and begin to count behind it: of 514 positions 512 are for tokens.
     """
-    from torch.nn import Embedding
-
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit is None or limit <= 0:  # XLNet says -1
         return math.inf
-    tables = [
-        part
-        for name, part in model.named_modules()
-        if name.endswith(".position_embeddings") and isinstance(part, Embedding) and part.padding_idx is not None
-    ]
-    return min([limit, *(table.num_embeddings - table.padding_idx - 1 for table in tables)])
+    parts: Iterable[tuple[str, Module]] = model.named_modules()
+    for name, part in parts:
+        if name.endswith(".position_embeddings") and isinstance(part, Embedding) and part.padding_idx is not None:
+            limit = min(limit, part.num_embeddings - part.padding_idx - 1)
+    return limit
 
 
 def check_lengths(model: Any, ids: Sequence[Sequence[int]], places: Sequence[str]) -> None:
