@@ -112,7 +112,7 @@ def _check_program(line: int, words: list[str], files: set[str]) -> str:
 
 def _check_chatlearn(line: int, words: list[str], files: set[str]) -> str:
     """A recipe or a program of the repository: configuration file and settings are right."""
-    
+
     from chatlearn.cli import COMMANDS
     from chatlearn.config import load_config, parse_command_line
     from chatlearn.errors import ConfigError
