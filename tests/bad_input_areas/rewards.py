@@ -87,12 +87,12 @@ def two_sources() -> None:
 @cause(
     ConfigError,
     says="unknown key; did you mean `weight`?",
-    at=f"{AT}.0.wieght",
+    at=f"{AT}.0.weights_",
     fix="write `weight`, or remove it",
 )
 def mistyped_weight() -> None:
     """A key of a component is mistyped."""
-    rewarded(by_number(wieght=2))
+    rewarded(by_number(weights_=2))
 
 
 @cause(ConfigError, says="two components have the name 'odd'", at=AT, fix="rename one")
