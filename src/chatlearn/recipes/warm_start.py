@@ -39,7 +39,6 @@ class WarmStart(SFTTrainer):
         num_steps: int = Field(
             700,
             ge=STEPS_PER_EPISODE,
-            multiple_of=STEPS_PER_EPISODE,
             description=f"train steps of {BATCH_SIZE} samples, in episodes of {STEPS_PER_EPISODE}",
         )
 
