@@ -31,6 +31,7 @@ RULES = {
     "every seventh group": lambda sample, group: group % 7 == 6,
     "a long stretch": lambda sample, group: not 3 <= group <= 11,
     "samples out of groups": lambda sample, group: sample % 3 != 1,
+    "all but the first": lambda sample, group: group < 4,
     "nothing": lambda sample, group: True,
 }
 
@@ -193,6 +194,19 @@ def test_too_few_samples_after_the_last_round_are_noted_once_and_counted(tmp_pat
     assert "episode 1 has 2 samples instead of 8 after 2 further rounds" in notes[0]
     assert "judge.keep" in notes[0]
     assert "dropped 14 rows" in notes[0]
+
+
+@pytest.mark.parametrize("loader", ["fixed", "dynamic"])
+def test_a_later_episode_without_samples_is_passed_by_and_noted(tmp_path, capsys, loader):
+    """A policy that masters its task gives groups without signal only; that must not end a long run in an error."""
+    sizes = {"sample_per_episode": 4, "max_refill_rounds": 1, "refill_round_size": 2, "stream_data_loader_type": loader}
+    engine_of(tmp_path, "all but the first", **sizes).learn()
+    assert [row["num_samples"] for row in rows(tmp_path)] == [4, 0, 0]
+    assert [row["refill/dropped_samples"] for row in rows(tmp_path)] == [0, 6, 6]
+    notes = [line for line in capsys.readouterr().out.splitlines() if "has no samples" in line]
+    assert len(notes) == 1
+    assert "episode 2 has no samples after 2 rounds" in notes[0]
+    assert "judge.keep" in notes[0]
 
 
 def test_rounds_that_leave_nothing_at_all_are_an_error_that_names_the_step(tmp_path):

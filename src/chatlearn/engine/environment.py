@@ -58,7 +58,7 @@ class Environment(Executor):
             note: is told of an episode that has too few samples after its last round.
 
         Raises:
-            DataError: further rounds are allowed, and after the last one there are no samples at all.
+            DataError: further rounds are allowed, and after the last one of the first episode there are no samples.
         """
         assert self.graph.root is not None
         prompts = self.prompts.open(deployment, self.graph.root.module.name)

@@ -79,11 +79,21 @@ class Refill:
     def shortage(self) -> str | None:
         """What to tell of an episode that has fewer than ``sample_per_episode`` samples after its last round.
 
+        One without any is passed by: a policy may have come to master its task. In the first episode of a run it is an
+        error, as there never was anything to learn.
+
         Raises:
-            DataError: it has none at all.
+            DataError: the first episode has no samples at all.
         """
         if self._is_full:
             return None
+        if not self._num_kept and self._episode > 1:
+            return (
+                f"note: episode {self._episode} has no samples after {self.num_further + 1} rounds, so nothing is "
+                f"trained on in it ({self._droppers}). The task is mastered, or the policy has lost it: look at the "
+                f"rewards. Later episodes with fewer samples are not mentioned; refill/dropped_samples in the metrics "
+                f"counts them."
+            )
         if not self._num_kept:
             raise DataError(
                 f"episode {self._episode}: the steps of {self._graph.name} ({self._graph.where}) have dropped all "
