@@ -28,7 +28,7 @@ _SHUFFLED = "models.reward.args.reward=chatlearn.recipes.tasks.spell_backward:sh
 
 
 def run_recipe(recipe: str, output_dir: Path, name: str, *overrides: str) -> dict[str, Any]:
-    """One run; its result.json, and ``curve``: the accuracy on the tuning split by episode."""
+    """One run; its result.json, and ``curve``: the accuracy of the sampled responses by episode."""
     command = [sys.executable, "-m", "chatlearn", "run", recipe, f"runtime.output_dir={output_dir}"]
     command += [f"runtime.exp_name={name}", *overrides]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -37,7 +37,7 @@ def run_recipe(recipe: str, output_dir: Path, name: str, *overrides: str) -> dic
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
     run = output_dir / name
     rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    curve = {row["episode"]: row["eval/reward/accuracy"] for row in rows if "eval/reward/accuracy" in row}
+    curve = {row["episode"]: row["reward/accuracy"] for row in rows if "reward/accuracy" in row}
     return {**json.loads((run / "result.json").read_text()), "curve": curve}
 
 
@@ -75,7 +75,7 @@ def draw(curves: dict[str, list[dict[int, float]]], path: Path) -> None:
         columns = [[run[episode] for run in runs] for episode in episodes]
         (line,) = axes.plot(episodes, [*map(statistics.mean, columns)], label=recipe, linewidth=1.5)
         axes.fill_between(episodes, [*map(min, columns)], [*map(max, columns)], color=line.get_color(), alpha=0.12)
-    axes.set(xlabel="episode", ylabel="accuracy on the tuning split (greedy)", ylim=(0, 1.02))
+    axes.set(xlabel="episode", ylabel="accuracy of the sampled responses", ylim=(0, 1.02), xscale="log")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
     path.parent.mkdir(parents=True, exist_ok=True)
