@@ -8,7 +8,7 @@ ARGS ?=
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint format docs-check coverage bench clean help
+.PHONY: demo test lint format docs-check coverage bench bench-trl clean help
 
 help:
 	@echo "make demo        train the demo: PPO on a small language model, CPU only (about 2 minutes)"
@@ -17,6 +17,7 @@ help:
 	@echo "make docs-check  run every code block of README and docs/"
 	@echo "make coverage    the tests, with branch coverage of the core"
 	@echo "make bench       the benchmarks, as tables"
+	@echo "make bench-trl   GRPO against TRL's trainer (installs TRL)"
 
 demo: $(READY)
 	@$(BIN)/python -m chatlearn run ppo $(ARGS)
@@ -47,6 +48,13 @@ bench: $(READY)
 	@$(BIN)/python benchmarks/streaming.py
 	@$(BIN)/python benchmarks/prompts.py
 	@$(BIN)/python benchmarks/startup.py
+	@$(BIN)/python benchmarks/rollout.py
+	@$(BIN)/python benchmarks/train_memory.py
+
+bench-trl: $(READY)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@$(BIN)/python benchmarks/grpo_vs_trl.py
+	@$(BIN)/python benchmarks/grpo_vs_trl.py --large
 
 # A second call finds the file and does nothing.
 $(READY): pyproject.toml constraints.txt
