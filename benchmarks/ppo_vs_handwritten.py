@@ -36,6 +36,7 @@ from chatlearn.modules.torch import (
     ValueInference,
     ValueTrainer,
 )
+from chatlearn.recipes import RECIPES
 from chatlearn.recipes.ppo import recipe
 from chatlearn.recipes.tasks.spell_backward import build_model, build_tokenizer, load_splits
 
@@ -62,7 +63,7 @@ def run_engine(model_folder: Path, num_steps: int, seed: int, training: list[dic
             "runtime.save_episode_interval=0",
             "runtime.export=[]",
         ]
-        config = load_config(recipe.CONFIG, overrides)
+        config = load_config(RECIPES["ppo"].config_path, overrides)
         init(recipe.DEMO.settled(config, str(model_folder), resume="never"))
         engine = RLHFEngine(
             TimedPolicy("policy"),

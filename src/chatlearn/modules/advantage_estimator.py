@@ -279,11 +279,13 @@ class AdvantageEstimator(BaseModule):
         self.log("signal", share)
         limit = self.model_args.max_batches_without_signal
         if self._silence.lasts(bool(share > 0)) == limit:
+            known = scores_B[~scores_B.isnan()]
+            low, high = (float(known.min()), float(known.max())) if len(known) else (math.nan, math.nan)
             raise DataError(
                 f"{self.name}: in all {limit} batches since the run began, every group's rewards are equal, so there "
-                f"is nothing to learn from. The last batch's rewards lie between {_least(scores_B):g} and "
-                f"{_least(-scores_B) * -1:g}. Check the reward function, make the task easier or the policy better to "
-                f"begin with; models.{self.name}.args.max_batches_without_signal sets the limit."
+                f"is nothing to learn from. The last batch's rewards lie between {low:g} and {high:g}. Check the reward "
+                f"function, make the task easier or the policy better to begin with; "
+                f"models.{self.name}.args.max_batches_without_signal sets the limit."
             )
 
 
@@ -342,7 +344,3 @@ def _at_the_end(scores_B: Tensor, mask_BT: Tensor) -> Tensor:
     rewards_BT = torch.zeros_like(mask_BT)
     rewards_BT[torch.arange(len(mask_BT)), (mask_BT * positions).argmax(1)] = scores_B
     return rewards_BT
-
-
-def _least(values_B: Tensor) -> float:
-    return float(values_B.nan_to_num(math.inf).min()) if len(values_B) else math.nan

@@ -88,6 +88,11 @@ class PolicyArgs(TrainArgs):
     importance_mode: ImportanceMode = Field("truncate", description="what becomes of weights above the cap")
     importance_cap: float = Field(2.0, gt=0, description="largest weight of that correction")
 
+    @property
+    def aggregation_used(self) -> Aggregation:
+        """The aggregation that is asked for, or the usual one of the loss."""
+        return self.aggregation or _AGGREGATIONS[self.loss][0]
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         legal = _AGGREGATIONS[self.loss]
@@ -161,13 +166,12 @@ class PolicyTrainer(TorchModule):
         batches = _with_whitened_advantages(data) if whitens else data
         self._is_updated, self._mismatch = False, _Mismatch()
         self._seen_kl = torch.zeros(2, device=self.device)
-        aggregation = args.aggregation or _AGGREGATIONS[args.loss][0]
         run_updates(
             self,
             batches,
             train_info["iteration"],
             self._sums,
-            aggregation=aggregation,
+            aggregation=args.aggregation_used,
             max_length=args.max_length,
             after_update=self._note_update,
         )
@@ -217,8 +221,8 @@ class PolicyTrainer(TorchModule):
         if entropy is not None:
             metrics["entropy"] = torch.where(valid, entropy.detach(), 0)
             loss = loss - args.entropy_coef * entropy
-        aggregation = args.aggregation or _AGGREGATIONS[args.loss][0]
-        return aggregate_sum(loss, window.mask, aggregation), {name: value.sum() for name, value in metrics.items()}
+        total = aggregate_sum(loss, window.mask, args.aggregation_used)
+        return total, {name: value.sum() for name, value in metrics.items()}
 
     def _loss(
         self, logprobs: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, weights: Tensor | None

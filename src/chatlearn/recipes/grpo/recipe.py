@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from chatlearn.config.schema import Config
@@ -11,9 +10,6 @@ from chatlearn.engine.presets import GRPOEngine
 from chatlearn.modules.advantage_estimator import AdvantageEstimator
 from chatlearn.modules.torch import PolicyInference, PolicyReference, PolicyTrainer, RewardInference
 from chatlearn.recipes.demo import Demo
-
-CONFIG = Path(__file__).with_name("grpo.yaml")
-"""The configuration of plain GRPO."""
 
 
 def build(config: Config) -> tuple[GRPOEngine, Callable[[Any], Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from chatlearn.config.schema import Config
@@ -17,9 +16,6 @@ from chatlearn.modules.torch import (
     ValueTrainer,
 )
 from chatlearn.recipes.demo import Demo
-
-CONFIG = Path(__file__).with_name("ppo.yaml")
-"""The recipe's configuration, where the command line names no other."""
 
 
 def build(config: Config) -> tuple[RLHFEngine, Callable[[Any], Any]]:

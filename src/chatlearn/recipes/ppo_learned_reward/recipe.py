@@ -16,9 +16,6 @@ from chatlearn.recipes.ppo_learned_reward.preferences import sampling_engine
 from chatlearn.recipes.ppo_learned_reward.reward_model import reward_model_engine, run_reward_model
 from chatlearn.recipes.warm_start import configured_task, run_warm_start, settled, warm_start_engine
 
-CONFIG = Path(__file__).with_name("ppo_learned_reward.yaml")
-"""The configuration of a learned reward beside a verifier."""
-
 
 def run(config: Config) -> None:
     """All stages; each that is finished is passed by, and one that was interrupted goes on."""
