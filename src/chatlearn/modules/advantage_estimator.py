@@ -283,8 +283,8 @@ class AdvantageEstimator(BaseModule):
             low, high = (float(known.min()), float(known.max())) if len(known) else (math.nan, math.nan)
             raise DataError(
                 f"{self.name}: in all {limit} batches since the run began, every group's rewards are equal, so there "
-                f"is nothing to learn from. The last batch's rewards lie between {low:g} and {high:g}. Check the reward "
-                f"function, make the task easier or the policy better to begin with; "
+                f"is nothing to learn from. The last batch's rewards lie between {low:g} and {high:g}. Check the "
+                f"reward function, make the task easier or the policy better to begin with; "
                 f"models.{self.name}.args.max_batches_without_signal sets the limit."
             )
 
