@@ -10,7 +10,9 @@ import pytest
 import torch
 
 import chatlearn
-from chatlearn import BaseModule, Engine, Environment, Evaluator, StepError, TorchModule, Trainer
+from chatlearn import BaseModule, Config, Engine, Environment, Evaluator, StepError, TorchModule, Trainer
+from chatlearn.engine.check import check_offload
+from chatlearn.engine.residency import Residency, offload_tags
 
 EVENTS: list[tuple[Any, ...]] = []
 
@@ -163,41 +165,79 @@ def test_a_hook_that_raises_is_named(tmp_path: Path) -> None:
         engine.set_dataset([1, 2]).learn()
 
 
-def test_a_torch_module_moves_model_and_optimizer_and_drops_gradients() -> None:
-    module = TorchModule("trainer")
-    module.model = torch.nn.Linear(3, 2)
-    module.optimizer = torch.optim.Adam(module.model.parameters())
-    module.model(torch.ones(1, 3)).sum().backward()
-    module.optimizer.step()
-    state = module.optimizer.state[module.model.weight]
-    before = {key: value.clone() for key, value in state.items()}
-    weight = module.model.weight.detach().clone()
-    module.__dict__["_context"].device = torch.device("meta")  # a device that keeps no values: what arrives was moved
-    module.onload(["optimizer"])
-    assert module.optimizer.state[module.model.weight]["exp_avg"].is_meta
-    assert not module.optimizer.state[module.model.weight]["step"].is_meta
-    assert not module.model.weight.is_meta
-    assert torch.equal(module.model.weight, weight)
-    module.offload(["gradients"])
-    assert module.model.weight.grad is None
-    module.onload(["weights"])
-    assert module.model.weight.is_meta
-    assert set(before) == {"step", "exp_avg", "exp_avg_sq"}
+# -- which modules, and in which order
 
 
-def test_what_is_offloaded_and_loaded_again_is_the_same_to_the_bit() -> None:
-    module = TorchModule("trainer")
-    module.model = torch.nn.Linear(3, 2)
-    module.optimizer = torch.optim.Adam(module.model.parameters())
-    module.model(torch.ones(1, 3)).sum().backward()
-    module.optimizer.step()
-    before = {name: value.clone() for name, value in module.model.state_dict().items()}
-    moments = module.optimizer.state[module.model.weight]["exp_avg"].clone()
-    tags = ("weights", "gradients", "optimizer")
-    module.offload(tags)
-    module.onload(tags)
-    assert all(torch.equal(value, before[name]) for name, value in module.model.state_dict().items())
-    assert torch.equal(module.optimizer.state[module.model.weight]["exp_avg"], moments)
-    module.model(torch.ones(1, 3)).sum().backward()
-    module.optimizer.step()
-    assert not torch.equal(module.model.weight, before["weight"])
+class Moves:
+    """Moves that take time: each is begun, and ends when it is waited for."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def __call__(self, name: str, hook: str, tags: tuple[str, ...]) -> Any:
+        self.seen.append(f"{hook} {name}")
+        return lambda: self.seen.append(f"{hook} {name} has ended")
+
+
+def residency(moves: Moves, config: dict[str, Any]) -> Residency:
+    found = Config.model_validate(config)
+    return Residency(found, {name: Heavy(name) for name in found.models}, moves)
+
+
+def test_moves_of_several_modules_overlap_but_none_is_loaded_before_all_others_are_gone() -> None:
+    moves = Moves()
+    models = {name: {"free_memory": True} for name in "abcd"}
+    memory = residency(moves, {"models": models})
+    memory.occupy([])
+    moves.seen.clear()
+    memory.occupy(["a", "b"])
+    assert moves.seen == ["onload a", "onload b", "onload a has ended", "onload b has ended"]
+    moves.seen.clear()
+    memory.occupy(["c", "d"])
+    assert moves.seen == [
+        *("offload a", "offload b", "offload a has ended", "offload b has ended"),
+        *("onload c", "onload d", "onload c has ended", "onload d has ended"),
+    ]
+
+
+def test_what_is_loaded_already_is_not_moved_to_be_read() -> None:
+    moves = Moves()
+    memory = residency(moves, {"models": {name: {"free_memory": True} for name in "abc"}})
+    memory.ensure(["a"])
+    assert moves.seen == []
+    memory.occupy(["b"])
+    moves.seen.clear()
+    memory.ensure(["b"])
+    assert moves.seen == []
+    assert [memory.given_up(name) for name in "abz"] == [("weights", "gradients", "optimizer"), (), ()]
+    memory.ensure(["a"])
+    assert moves.seen == ["offload b", "offload b has ended", "onload a", "onload a has ended"]
+
+
+@pytest.mark.parametrize(
+    ("backend", "model", "colocation", "tags"),
+    [
+        ("local", {"free_memory": True}, [], ("weights", "gradients", "optimizer")),
+        ("ray", {"free_memory": True}, [], ()),
+        ("ray", {"free_memory": True}, ["b,c"], ()),
+        ("ray", {"free_memory": True}, ["a,unused"], ()),
+        ("ray", {"free_memory": True}, ["b,unused", "a,c"], ("weights", "gradients", "optimizer")),
+        ("ray", {"force_free_memory": True}, [], ("weights", "gradients", "optimizer")),
+        ("ray", {"free_memory": True, "offload_weights": True}, [], ("weights",)),
+    ],
+)
+def test_free_memory_counts_where_a_module_shares_its_devices(
+    backend: str, model: dict[str, Any], colocation: list[str], tags: tuple[str, ...]
+) -> None:
+    config = Config.model_validate(
+        {
+            "runtime_env": {"backend": backend},
+            "models": {"a": model, "b": {}, "c": {}, "unused": {}},
+            "runtime": {"colocation": colocation},
+        }
+    )
+    modules: dict[str, BaseModule] = {name: Heavy(name) for name in "abc"}
+    assert offload_tags(config, "a", modules) == tags
+    notes = check_offload(config, modules)
+    shown = "models.a.free_memory has no effect, since a shares its devices with no other model of the run."
+    assert [note.startswith(shown) for note in notes] == ([] if tags else [True])

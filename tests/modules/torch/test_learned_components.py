@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from test_reward_components import batch_of, part, run
 from tiny_models import EOS, PAD, build, make_tokenizer
 
-from chatlearn import ConfigError
+from chatlearn import ConfigError, DataError
 from chatlearn.modules.base import ModuleContext
 from chatlearn.modules.torch import RewardInference
 from chatlearn.modules.torch.reward_components import RewardComponentArgs
@@ -123,12 +123,17 @@ def test_several_replicas_can_not_share_a_running_scale(reward_folder: str) -> N
 
 def test_learned_models_move_with_the_module(reward_folder: str) -> None:
     module = build(RewardInference, rewards=[part("a"), learned(reward_folder)])
-    moved: list[str] = []
-    module._components[1].learned.model.to = lambda device: moved.append(str(device))
-    module.offload(["weights"])
+    batch = {**batch_of(4, a=[1.0, 1.0, 1.0, 1.0]), **WORDS}
+    before = run(module, batch)["rewards"]
     module.offload(["optimizer"])
+    assert torch.equal(run(module, batch)["rewards"], before)
+    module.offload(["weights"])
+    held = {p.untyped_storage().nbytes() for p in module._components[1].learned.model.parameters()}
+    assert held == {0}
+    with pytest.raises(DataError, match="its model is called while its weights are in host memory"):
+        run(module, batch)
     module.onload(["weights"])
-    assert moved == ["cpu", str(module.device)]
+    assert torch.equal(run(module, batch)["rewards"], before)
 
 
 def test_a_missing_folder_of_a_learned_reward_is_refused(tmp_path: Path) -> None:

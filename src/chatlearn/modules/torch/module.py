@@ -27,28 +27,32 @@ class TorchModule(BaseModule):
     model: torch.nn.Module
 
     def offload(self, tags: Collection[str]) -> None:
-        """Gives up device memory while the module waits (``models.<name>.free_memory`` and its parts).
+        """Gives up memory while the module waits (``models.<name>.free_memory`` and its parts): contents go to host
+        memory, in buckets of ``runtime.bucket_size_mb_in_memory_manager``, and the tensors' own memory is released. On
+        a GPU host memory is pinned memory, on a CPU a temporary file. Until :meth:`onload` the tensors are empty; they
+        stay the same objects. What is offloaded already stays so.
 
         Args:
-            tags: ``weights`` moves ``self.model`` to host memory, ``optimizer`` the state of ``self.optimizer``,
-                ``gradients`` drops them.
+            tags: ``weights`` moves the parameters and buffers of ``self.model``, ``gradients`` those gradients that are
+                not ``None``, ``optimizer`` the tensors in the state of ``self.optimizer``.
+
+        Raises:
+            ModuleError: host memory has no room; nothing more has moved then.
         """
-        if "gradients" in tags and "model" in self.__dict__:
-            self.model.zero_grad(set_to_none=True)
-        self._move(tags, "cpu")
+        from chatlearn.modules.torch.offload import memory_of
+
+        held = self.__dict__
+        memory_of(self).offload(tags, [held.get("model")], [held.get("optimizer")])
 
     def onload(self, tags: Collection[str]) -> None:
-        """Takes back to ``self.device`` what :meth:`offload` gave up; gradients come with the next backward pass."""
-        self._move(tags, self.device)
+        """Takes back what :meth:`offload` gave up, to the bit and to where it was; the rest stays as it is.
 
-    def _move(self, tags: Collection[str], device: torch.device | str) -> None:
-        if "weights" in tags and "model" in self.__dict__:
-            self.model.to(device)
-        if "optimizer" in tags and "optimizer" in self.__dict__:
-            for state in self.__dict__["optimizer"].state.values():
-                # what an optimizer keeps on the host (its step counter) stays there
-                moved = {key: value.to(device) for key, value in state.items() if getattr(value, "ndim", 0)}
-                state.update(moved)
+        Raises:
+            ModuleError: weights were replaced in the meantime, or there is no room for them.
+        """
+        from chatlearn.modules.torch.offload import memory_of
+
+        memory_of(self).onload(tags)
 
     def sync_view(self, merged: bool = False) -> SyncView:
         """What parameter sync moves: the parameters and persistent buffers of ``self.model``, by name.

@@ -16,6 +16,7 @@ from chatlearn.algorithms.reward_mixing import RewardMixing, combine_rewards
 from chatlearn.config.values import problem
 from chatlearn.errors import ConfigError, DataError
 from chatlearn.modules.base import BaseModule
+from chatlearn.modules.torch.offload import memory_of
 from chatlearn.modules.torch.reward_components import (
     Component,
     FunctionSource,
@@ -180,17 +181,15 @@ class RewardInference(BaseModule):
             self.learned.end_episode()
 
     def offload(self, tags: Collection[str]) -> None:
-        """Moves learned models to host memory (tag ``weights``)."""
-        self._move(tags, "cpu")
+        """Moves learned models to host memory (tag ``weights``) as :meth:`TorchModule.offload
+        <chatlearn.modules.torch.module.TorchModule.offload>` does.
+        """
+        models = [part.learned.model for part in self._components if part.learned is not None]
+        memory_of(self).offload({"weights"}.intersection(tags), models)
 
     def onload(self, tags: Collection[str]) -> None:
-        """Takes learned models back to ``self.device``."""
-        self._move(tags, self.device)
-
-    def _move(self, tags: Collection[str], device: torch.device | str) -> None:
-        for component in self._components:
-            if component.learned is not None and "weights" in tags:
-                component.learned.model.to(device)
+        """Takes learned models back to where they were."""
+        memory_of(self).onload(tags)
 
     def _check_replicas(self) -> None:
         num_replica = getattr(self.module_args, "num_replica", 1)
