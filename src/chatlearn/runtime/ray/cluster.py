@@ -1,0 +1,414 @@
+"""The cluster over Ray: every replica is an actor, and values go from actor to actor by reference."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
+
+from chatlearn.config.schema import Config
+from chatlearn.errors import ChatLearnError, DataError, ModuleError, WorkerError
+from chatlearn.modules.base import Description
+from chatlearn.runtime.arguments import unsendable
+from chatlearn.runtime.base import Future, Handle, Location, OnLoss
+from chatlearn.runtime.calls import ReplicaSettings
+from chatlearn.runtime.clients import refs_in
+from chatlearn.runtime.placement import Node, Placement, Resources
+from chatlearn.runtime.ray import api, session
+from chatlearn.runtime.ray.failures import Failed, original, restored
+from chatlearn.runtime.ray.host import Host, Identity, Surroundings, versions
+from chatlearn.runtime.ray.logs import keep_logs
+from chatlearn.runtime.ray.losses import loss
+from chatlearn.runtime.ray.payload import Argument, packed, replaced, unpacked
+from chatlearn.runtime.ray.relay import Relay
+from chatlearn.runtime.ray.reservation import Bundle, release, reserved
+from chatlearn.runtime.ray.tasks import RayFuture, Task
+from chatlearn.runtime.ray.watch import PATIENCE, hang_report, stacks, wait_for_any
+from chatlearn.runtime.wire import encode
+
+_ACTOR = api.actor_class(Host, concurrency_groups={"questions": 1, "control": 2})
+_PING_SECONDS = 10
+_APART = frozenset({"gather", "fetch"})
+"""Methods whose values may be large and are for other workers."""
+
+
+class RayCluster:
+    """Replicas as actors of a Ray that is joined, or started for as long as they live.
+
+    Args:
+        address: of the Ray to join; ``None`` starts one.
+        hang_timeout: seconds without any call ending after which a wait ends with a report.
+    """
+
+    on_loss: OnLoss | None = None
+
+    def __init__(self, address: str | None = None, hang_timeout: float | None = None) -> None:
+        self._address, self._hang_timeout = address, hang_timeout
+        self._machines: list[session.Machine] = []
+        self._bundles: dict[Handle, Bundle] = {}
+        self._log_folder: Path | None = None
+        self._actors: dict[Handle, Any] = {}
+        self._constructed: dict[Handle, RayFuture] = {}
+        self._identities: dict[Handle, Identity] = {}
+        self._handles: dict[str, Handle] = {}
+        self._replaceable: dict[Handle, bool] = {}
+        self._open: dict[int, Task] = {}
+        self._last: dict[Handle, Task] = {}
+        self._relay: Any = None
+        self._number = 0
+        self._is_running = False
+
+    @classmethod
+    def configured(cls, config: Config) -> RayCluster:
+        """The cluster that a configuration describes."""
+        return cls(config.runtime_env.address, config.runtime.hang_timeout_seconds)
+
+    @property
+    def overlaps(self) -> bool:
+        """Always: replicas are processes."""
+        return True
+
+    def start(self, need: Resources = Resources()) -> None:  # noqa: B008  # frozen
+        """Joins Ray or starts one.
+
+        Raises:
+            WorkerError: that can't be done.
+        """
+        session.connect(self._address, need)
+        self._is_running = True
+        self._machines = session.machines()
+
+    def nodes(self) -> list[Node]:
+        """The machines of the cluster, the driver's first."""
+        return list(self._machines)
+
+    def reserve(self, placement: Placement) -> None:
+        """Reserves the devices that these replicas sit on, in one placement group for each node.
+
+        Raises:
+            WorkerError: somebody else has them.
+        """
+        self._bundles = reserved(placement, self._machines)
+
+    def spawn(self, description: Description, replica: int, settings: ReplicaSettings) -> Handle:
+        """Begins to construct a replica in a process of its own.
+
+        Raises:
+            ModuleError: its class or its arguments can't be sent there.
+        """
+        handle = Handle(description.name, replica)
+        try:
+            payload = packed((description, replica, settings))
+        except DataError as error:
+            raise ModuleError(unsendable(description) or f"models.{handle.module}: {error}") from None
+        actor = self._actors[handle] = _ACTOR.options(**self._options(handle, settings)).remote(str(handle))
+        self._handles[api.actor_id(actor)] = handle
+        self._replaceable[handle] = settings.replaceable
+        self._identities.pop(handle, None)
+        task = Task(handle, "construct", (), "call")
+        arguments = [payload] if isinstance(payload, bytes) else payload
+        task.number = -len(self._constructed)  # before all calls
+        task.refs = (actor.construct.remote(encode(Surroundings.of_this_process()), *arguments),)
+        self._open[id(task)] = task
+        self._constructed[handle] = RayFuture(task, 0, self.get)
+        return handle
+
+    def location(self, handle: Handle) -> Location:
+        """Node and process of a replica, once it is constructed."""
+        identity = self.identity(handle)
+        return Location(identity.node, f"{identity.node}/{identity.pid}")
+
+    def identity(self, handle: Handle) -> Identity:
+        """The process of a replica, once it is constructed.
+
+        Raises:
+            WorkerError: it runs other versions than the driver.
+        """
+        if handle not in self._identities:
+            identity: Identity = self.get(self._constructed[handle])
+            if other := {name: v for name, v in identity.versions.items() if v != versions()[name]}:
+                theirs = ", ".join(f"{name} {version}" for name, version in other.items())
+                ours = ", ".join(f"{name} {versions()[name]}" for name in other)
+                raise WorkerError(
+                    f"{handle} on {identity.host} runs {theirs}, but the driver runs {ours}. Install the same versions "
+                    f"on all machines, or set models.{handle.module}.python to an environment that has them."
+                )
+            self._identities[handle] = identity
+            keep_logs(self._log_folder, {handle: identity})
+        return self._identities[handle]
+
+    def call(self, handle: Handle, method: str, *args: Any) -> Future:
+        """Submits a data call; what it raises is raised where its value is read."""
+        task = Task(handle, method, args, "call_apart" if method in _APART else "call")
+        return RayFuture(self._submitted(task), 0, self.get)
+
+    def call_pair(self, handle: Handle, method: str, *args: Any) -> tuple[Future, Future]:
+        """As :meth:`call`; a future for each of the two values that it returns."""
+        task = self._submitted(Task(handle, method, args, "call_pair"))
+        return RayFuture(task, 0, self.get), RayFuture(task, 1, self.get)
+
+    def control(self, handle: Handle, method: str, *args: Any) -> Any:
+        """Calls past the data calls of a replica."""
+        self._actor(handle)
+        if self._relay is None:
+            self._relay = api.actor_class(Relay, num_cpus=0, max_concurrency=16).remote()
+        answer = self._relay.control.remote(self._actor(handle), encode((method, args)))
+        try:
+            return unpacked(api.get(answer))
+        except RayError as error:
+            raise self._error(original(error)) from None
+
+    def put(self, value: Any) -> Future:
+        """Stores a value of the driver."""
+        task = Task(Handle("driver", 0), "put", (), "call")
+        task.refs = (api.put(packed(value)),)
+        task.end()
+        return RayFuture(task, 0, self.get)
+
+    def get(self, future: Any) -> Any:
+        """The value of a future, in the driver."""
+        task: Task = future.task
+        self._finish(task)
+        if task.error is not None:
+            raise task.error
+        if task.receipt is not None and future.index == len(task.refs) - 1:
+            return unpacked(task.receipt)
+        try:
+            return unpacked(api.get(task.refs[future.index]))
+        except RayError as error:
+            raise self._error(original(error)) from None
+
+    def wait(self, futures: Sequence[Any], num: int = 1) -> tuple[list[Future], list[Future]]:
+        """Waits until ``num`` futures are done (0: only looks)."""
+        while True:
+            waiting = list({id(f.task): f.task for f in futures if not f.task.done}.values())
+            missing = num - sum(f.task.done for f in futures)
+            if waiting:
+                refs = {task.refs[-1]: task for task in waiting}
+                if missing > 0:
+                    self._await(list(refs))
+                for ref in api.ready(list(refs)):
+                    self._look(refs[ref])
+            if missing <= 0 or not waiting:
+                return [f for f in futures if f.task.done], [f for f in futures if not f.task.done]
+
+    def keep_logs(self, folder: Path) -> None:
+        """Has one file for the output of each worker in a folder."""
+        self._log_folder = folder
+        keep_logs(folder, {handle: self.identity(handle) for handle in self._actors})
+
+    def stacks(self) -> dict[str, str]:
+        """What every worker is executing: Python stacks by handle."""
+        return stacks({handle: self.identity(handle) for handle in self._actors})
+
+    def kill(self, handle: Handle) -> None:
+        """Ends the process of a replica."""
+        actor = self._actors.pop(handle, None)
+        if actor is not None:
+            api.kill(actor)
+
+    def shutdown(self) -> None:
+        """Ends all replicas, and Ray if it was started here."""
+        if not self._is_running:
+            return
+        self._is_running = False
+        keep_logs(self._log_folder, self._identities, as_copies=True)
+        for handle in list(self._actors):
+            self.kill(handle)
+        release(self._bundles.values())
+        self._bundles = {}
+        self._open.clear()
+        self._last.clear()
+        session.disconnect()
+
+    def _actor(self, handle: Handle) -> Any:
+        if handle not in self._actors:
+            raise WorkerError(f"{handle} is not running: it was killed, or the cluster was shut down.")
+        return self._actors[handle]
+
+    def _options(self, handle: Handle, settings: ReplicaSettings) -> dict[str, Any]:
+        options = self._bundles[handle].options() if handle in self._bundles else {"num_cpus": 0}
+        python = getattr(settings.module_args, "python", None)
+        return options | ({"runtime_env": {"py_executable": python}} if python else {})
+
+    # -- calls --
+
+    def _submitted(self, task: Task) -> Task:
+        actor = self._actor(task.handle)
+        refs: list[Any] = []
+        task.inputs = []
+
+        def lifted(future: RayFuture) -> Argument:
+            if not future.task.done:
+                task.inputs.append(future.task)
+            refs.append(future.task.refs[future.index])
+            return Argument(len(refs) - 1)
+
+        args = replaced(task.args, RayFuture, lifted)
+        peers = self._peers(task)
+        for before in self._before(task, peers):
+            task.inputs.append(before)
+            refs.append(before.refs[-1])
+        made: Any = getattr(actor, task.way).remote(_head(task, args), peers or b"", *refs)
+        task.refs = (made,) if task.way == "call" else tuple(made)
+        self._number += 1
+        task.number, task.submitted = task.number or self._number, time.monotonic()
+        self._open[id(task)] = self._last[task.handle] = task
+        return task
+
+    def _peers(self, task: Task) -> dict[str, list[Any]] | None:
+        """The actors that a step may ask."""
+        if task.method != "run" or not (constants := task.args[0].constants):
+            return None
+        return {
+            ref.name: [self._actor(Handle(ref.name, i)) for i in range(ref.num_replica)] for ref in refs_in(constants)
+        }
+
+    def _before(self, task: Task, peers: Mapping[str, Any] | None) -> list[Task]:
+        """Calls that have to end before this one begins, for the sake of replicas that keep state: Ray keeps the order
+        of calls, but one whose inputs failed would be passed by.
+        """
+        before: list[Task] = []
+        for handle in (task.handle, *[Handle(name, 0) for name in peers or ()]):
+            if self._replaceable.get(handle, False):
+                continue
+            last = self._last.get(handle)
+            if last is not None and not last.done:
+                asks = handle != task.handle or last.handle != handle
+                if asks or any(not each.done for each in last.inputs):
+                    before.append(last)
+            if handle != task.handle:
+                self._last[handle] = task
+        return before
+
+    def _finish(self, task: Task) -> None:
+        while not task.done:
+            if self._end_or_cause(task, PATIENCE) is not None:
+                self._make_up()
+            if not task.done:
+                self._await([task.refs[-1]])
+
+    def _look(self, task: Task) -> None:
+        """Takes what a call that has ended left behind; a replica that was lost is made up for."""
+        if not task.done and self._end_or_cause(task) is not None:
+            self._make_up()
+
+    def _end(self, task: Task, receipt: Any, error: Exception | None = None) -> None:
+        ended = [task]
+        while ended:
+            each = ended.pop()
+            if not each.done:
+                if error is None:
+                    ended += each.inputs
+                each.end(receipt if each is task else None, error if each is task else None)
+                self._open.pop(id(each), None)
+
+    # -- failures --
+
+    def _make_up(self) -> None:
+        """Finds the replicas that were lost, has them made up for, and submits again what was lost with them.
+
+        Raises:
+            WorkerError: they can't be made up for.
+        """
+        lost: dict[Handle, BaseException] = {}
+        again: list[Task] = []
+        while self._open:
+            waiting = list(self._open.values())
+            self._await([task.refs[-1] for task in waiting])
+            there = set(api.ready([task.refs[-1] for task in waiting]))
+            for task in waiting:
+                if task.refs[-1] in there and (cause := self._end_or_cause(task)) is not None:
+                    del self._open[id(task)]
+                    again.append(task)
+                    lost.setdefault(self._lost_handle(task, cause), cause)
+        again.sort(key=lambda task: task.number)
+        for handle, cause in lost.items():
+            if self._is_alive(handle, cause):  # it has been made up for already
+                continue
+            running = next((task for task in again if task.handle == handle), None)
+            error = loss(handle, self._known().get(handle), cause, running)
+            if self.on_loss is None:
+                raise error
+            self.on_loss(handle, error)
+        for task in again:
+            if task.method == "construct":  # another has been made
+                self._end(task, None, WorkerError(f"{task.handle} died before it was constructed."))
+            else:
+                self._submitted(task)
+
+    def _known(self) -> dict[Handle, Identity]:
+        """The processes of all replicas that have been constructed."""
+        for handle, future in self._constructed.items():
+            if handle not in self._identities:
+                with contextlib.suppress(RayError, ChatLearnError):
+                    if api.ready(future.task.refs):
+                        self._identities[handle] = unpacked(api.get(future.task.refs[0]))
+        return self._identities
+
+    def _end_or_cause(self, task: Task, timeout: float | None = None) -> BaseException | None:
+        """Takes what a call has left behind that ends within ``timeout`` seconds; returns why it is to be run again, if
+        it is.
+        """
+        try:
+            self._end(task, api.get(task.refs[-1], timeout=timeout))
+        except GetTimeoutError:
+            return None
+        except RayError as error:
+            cause = original(error)
+            if not isinstance(cause, Failed) or cause.lost is not None:
+                return cause
+            self._end(task, None, restored(cause))
+        return None
+
+    def _is_alive(self, handle: Handle, cause: BaseException) -> bool:
+        actor = self._actor(handle)
+        if isinstance(cause, Failed):  # a step has asked it, perhaps the one before
+            try:
+                return bool(api.get(actor.control.remote(encode(("ping", ()))), timeout=_PING_SECONDS))
+            except RayError:
+                return False
+        return getattr(cause, "actor_id", None) not in (None, api.actor_id(actor))
+
+    def _lost_handle(self, task: Task, cause: BaseException) -> Handle:
+        """The replica whose death made a call fail: its own, that of an input, or one that it asked."""
+        if isinstance(cause, Failed) and cause.lost is not None:
+            return Handle(*cause.lost)
+        return self._handles.get(getattr(cause, "actor_id", None) or "", task.handle)
+
+    def _error(self, cause: BaseException) -> Exception:
+        if isinstance(cause, Failed):
+            return restored(cause)
+        if isinstance(cause, RayActorError):
+            handle = self._handles.get(cause.actor_id or "")
+            if handle is not None:
+                return loss(handle, self._known().get(handle), cause, None)
+        return WorkerError(f"A value of the cluster is lost: {str(cause).strip()}")
+
+    def _await(self, refs: list[Any]) -> None:
+        """Waits until one of these is there.
+
+        Raises:
+            WorkerError: nothing has ended for too long.
+        """
+        if not wait_for_any(refs, lambda: [task.refs[-1] for task in self._open.values()], self._hang_timeout):
+            for task in list(self._open.values()):
+                if api.ready(task.refs[-1:]):
+                    self._end_or_cause(task)
+            raise WorkerError(hang_report(list(self._open.values()), self._known(), self._hang_timeout or 0))
+
+
+def _head(task: Task, args: tuple[Any, ...]) -> bytes:
+    """The method of a call, and its arguments where futures have their numbers.
+
+    Raises:
+        DataError: one can't be sent.
+    """
+    try:
+        return encode((task.method, args))
+    except DataError as error:
+        raise DataError(f"The arguments of {task}: {error}") from None
