@@ -1,4 +1,4 @@
-"""The command line: ``chatlearn run``, ``check``, ``flow``, ``schema``, ``doctor`` and ``report``.
+"""The command line: ``chatlearn run``, ``check``, ``flow``, ``schema``, ``doctor``, ``report`` and ``launch``.
 
 Imports of the package are made where they are used, so that ``--help`` comes at once.
 """
@@ -21,7 +21,9 @@ from chatlearn.recipes import RECIPES
 
 if TYPE_CHECKING:
     from chatlearn.config.schema import Config
+    from chatlearn.engine.engine import Engine
     from chatlearn.flow.graph import Graph
+    from chatlearn.runtime.placement import Node
 
 _EPILOG = """\
 examples:
@@ -30,10 +32,12 @@ examples:
   chatlearn run ppo --resume                          go on with the newest run of that name
   chatlearn run train.py -c my.yaml                   your own program; chatlearn.init() in it reads the same arguments
   chatlearn check train.py -c my.yaml                 find mistakes without starting; print all values and flows
+  chatlearn check train.py -c my.yaml --cluster 2x8   the same, and what would sit where on 2 nodes with 8 GPUs each
   chatlearn flow train.py --format svg -o flow.svg    draw the flows
   chatlearn schema -o chatlearn.schema.json           let your editor complete and check the YAML
   chatlearn doctor                                    what is installed, and what each missing extra would bring
   chatlearn report runs/ppo                           one HTML page about a run
+  chatlearn launch hosts --hosts a,b -- chatlearn run ppo   the same on several machines
 
 A recipe without -c uses its own YAML. Runs are written to runtime.output_dir (default: runs/), one folder each, never
 overwritten.
@@ -52,13 +56,34 @@ _PROGRAM = "RECIPE|SCRIPT.py"
 _OUT = (("-o", "--out"), {"metavar": "FILE", "type": Path, "help": "write to this file"})
 
 
+def _nodes(text: str) -> list[Node]:
+    """The value of ``--cluster``."""
+    from chatlearn.runtime.placement import parse_cluster
+
+    try:
+        return parse_cluster(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+_CLUSTER = (
+    ("--cluster",),
+    {
+        "metavar": "NODESxGPUS[xCORES]",
+        "type": _nodes,
+        "help": "print what would sit where on so many nodes with so many GPUs (and cores) each, as in 2x8; "
+        "fail if something would find no place",
+    },
+)
+
+
 @dataclass(frozen=True)
 class Command:
     """One command of the console script.
 
     Attributes:
         help: What it does.
-        run: Gets the first word, the options and all words that are no options.
+        run: Gets the first word, the options and all words that are no options; may return an exit code.
         what: What the first word is; empty if there is none.
         optional: Whether the first word may be left out.
         options: Flags and keywords of its options, for argparse.
@@ -66,7 +91,7 @@ class Command:
     """
 
     help: str
-    run: Callable[[str, argparse.Namespace, list[str]], None]
+    run: Callable[[str, argparse.Namespace, list[str]], int | None]
     what: str = ""
     optional: bool = False
     options: Sequence[tuple[tuple[str, ...], dict[str, Any]]] = ()
@@ -77,10 +102,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console script.
 
     Returns:
-        0; 1 after an error of chatlearn (its text is printed). The process ends with 2 for unusable arguments, and with
-        130 after Ctrl-C.
+        0; 1 after an error of chatlearn (its text is printed); for ``launch`` the code of the program. The process ends
+        with 2 for unusable arguments, and with 130 after Ctrl-C.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    command, what, options, rest = _parsed(list(sys.argv[1:] if argv is None else argv))
+    try:
+        return command.run(what, options, rest) or 0
+    except ChatLearnError as error:
+        if error.__cause__ is not None:
+            raise  # a user's own exception comes out with its own traceback first
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # whoever reads has had enough, as in `chatlearn flow … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _parsed(words: list[str]) -> tuple[Command, str, argparse.Namespace, list[str]]:
+    """The command of a line, its first word, its options, and all words that are no options."""
+    if words[:1] == ["launch"]:  # has parsers of its own, and passes on what stands behind --
+        return COMMANDS["launch"], "", argparse.Namespace(), words[1:]
     command = COMMANDS.get(words[0]) if words else None
     what = words.pop(1) if command and _has_first_word(command, words[1:]) else ""
     parser, parsers = _parsers()
@@ -90,17 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parsers[options.command].error(f"{command.what} is missing; it comes first")
     if rest and not command.takes_settings:
         parsers[options.command].error(f"nothing reads {', '.join(map(repr, rest))}")
-    try:
-        command.run(what, options, rest)
-    except ChatLearnError as error:
-        if error.__cause__ is not None:
-            raise  # a user's own exception comes out with its own traceback first
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
-    except BrokenPipeError:  # whoever reads has had enough, as in `chatlearn flow … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    return 0
+    return command, what, options, rest
 
 
 def _has_first_word(command: Command, words: list[str]) -> bool:
@@ -151,7 +182,7 @@ def _run(what: str, _: argparse.Namespace, rest: list[str]) -> None:
         recipe.run(config)
 
 
-def _check(what: str, _: argparse.Namespace, rest: list[str]) -> None:
+def _check(what: str, options: argparse.Namespace, rest: list[str]) -> None:
     from chatlearn.config.describe import describe
 
     if not what:
@@ -159,30 +190,65 @@ def _check(what: str, _: argparse.Namespace, rest: list[str]) -> None:
 
         config = _config(None, rest)
         print("\n".join([describe(config), *notes(config)]))
+        _print_placements([(config, list(config.models))], options.cluster)
     elif not what.endswith(".py"):
+        from chatlearn.engine.engine import checking_only
+
         recipe, config = _recipe(what, rest)
-        flows = recipe.check(config)
+        with checking_only() as checked:
+            flows = recipe.check(config)
         print(f"{describe(config)}\n\n{flows}")
+        _print_placements(_settled(checked), options.cluster)
     else:
-        _check_script(what, rest)
+        _check_script(what, rest, options.cluster)
 
 
-def _check_script(path: str, rest: list[str]) -> None:
+def _check_script(path: str, rest: list[str], cluster: list[Node] | None) -> None:
     """Runs a program up to where it would start something; prints its configuration, then what it prints."""
     from chatlearn.config.active import active_generation, get_config
     from chatlearn.config.describe import describe
     from chatlearn.engine.engine import checking_only
 
     before, printed = active_generation(), io.StringIO()
+    checked: list[Engine] = []
+    ended: SystemExit | None = None
     try:
         with checking_only() as checked, contextlib.redirect_stdout(printed):
             _run_script(path, rest)
+    except SystemExit as end:  # how a program ends that goes on with results
+        ended = end
     finally:
         if active_generation() != before:
             print(f"{describe(get_config())}\n")
         print(printed.getvalue(), end="")
+    if checked:
+        _print_placements(_settled(checked), cluster)
+    if ended is not None:
+        raise ended
     if not checked:
         raise _nothing_to_check(path)
+
+
+def _settled(engines: Sequence[Engine]) -> list[tuple[Config, list[str]]]:
+    """For each engine once: its configuration, and the names of its modules."""
+    return [engine.settled_modules for engine in {id(engine): engine for engine in engines}.values()]
+
+
+def _print_placements(runs: Sequence[tuple[Config, list[str]]], cluster: list[Node] | None) -> None:
+    """Prints what would sit where on a cluster while each of these runs; nothing without one.
+
+    Raises:
+        ConfigError: something would find no place.
+    """
+    if cluster is None:
+        return
+    from chatlearn.config.check import raise_problems
+    from chatlearn.runtime.placement import try_to_place
+
+    placed = [try_to_place(config, names, cluster) for config, names in runs]
+    raise_problems(problem for _, problems in placed for problem in problems)
+    for placement, _ in placed:
+        print(f"\nPlacement on {placement.table()}")
 
 
 def _nothing_to_check(path: str) -> EngineError:
@@ -254,6 +320,12 @@ def _report(what: str, options: argparse.Namespace, _: list[str]) -> None:
         print(line, file=sys.stderr)
 
 
+def _launch(_: str, __: argparse.Namespace, rest: list[str]) -> int:
+    from chatlearn.launch.command import launch_command
+
+    return launch_command(rest)
+
+
 COMMANDS: dict[str, Command] = {
     "run": Command("train: a recipe, or a program of your own", _run, _PROGRAM),
     "check": Command(
@@ -261,6 +333,7 @@ COMMANDS: dict[str, Command] = {
         _check,
         _PROGRAM,
         optional=True,
+        options=[_CLUSTER],
     ),
     "flow": Command(
         "print the flows as text, as a Mermaid diagram or as an SVG picture",
@@ -281,6 +354,7 @@ COMMANDS: dict[str, Command] = {
         options=[_OUT],
         takes_settings=False,
     ),
+    "launch": Command("start a program on several machines: hosts, Slurm, Kubernetes", _launch, takes_settings=False),
 }
 """All commands, in the order of ``--help``."""
 

@@ -1,5 +1,5 @@
-"""The folder of a run: found, numbered, never overwritten; and what a resumed run does with the rows that came after
-its checkpoint.
+"""The folder of a run: found, numbered, never overwritten, written by one program at a time; and what a resumed run
+does with the rows that came after its checkpoint.
 """
 
 from __future__ import annotations
@@ -7,9 +7,10 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from chatlearn.checkpoint import run_lock
 from chatlearn.checkpoint.store import CheckpointStore, run_of
 from chatlearn.config.schema import RuntimeConfig
 from chatlearn.errors import CheckpointError, ConfigError
@@ -24,7 +25,8 @@ class RunFolder:
         checkpoints: where its checkpoints lie.
         checkpoint: to go on from; ``None`` starts at the beginning.
         finished: the run was ended before; nothing is left to do.
-        note: one line for the user, or empty.
+        note: lines for the user, or empty.
+        claim: this process's share in the folder's lock; ``None`` for a run that is finished.
     """
 
     path: Path
@@ -32,10 +34,19 @@ class RunFolder:
     checkpoint: Path | None = None
     finished: bool = False
     note: str = ""
+    claim: run_lock.Claim | None = field(default=None, compare=False, repr=False)
+
+    def release(self) -> None:
+        """Says that this run writes no more: another process may go on with the folder. Later calls do nothing."""
+        if self.claim is not None:
+            self.claim.release()
 
 
 def claim_run_folder(runtime: RuntimeConfig) -> RunFolder:
     """Finds or makes the folder of a run, and sees that everything that the run will write can be written.
+
+    From then on the folder is this process's, until :meth:`RunFolder.release` or its end; the same process may claim it
+    again.
 
     Args:
         runtime: ``resume`` says what to go on from: ``never`` begins a new run, in ``<output_dir>/<exp_name>`` (with
@@ -45,21 +56,34 @@ def claim_run_folder(runtime: RuntimeConfig) -> RunFolder:
             checkpoints.
 
     Raises:
-        CheckpointError: there is no such run or checkpoint.
+        CheckpointError: there is no such run or checkpoint, or another process has claimed the folder.
         ConfigError: a folder can't be made, read or written; its key is named.
     """
+    found = _readable(runtime)
+    if found.finished:
+        run_lock.check_free(found.path)
+        return found
+    for folder in filter(Path.exists, (found.path, found.checkpoints)):
+        _check_writable(folder, _key_of(found, runtime))
+    claim = run_lock.claim(found.path)
+    if (found.path / "config.yaml").is_file():  # what is there may have changed until the folder was ours
+        again = _readable(runtime)
+        if again.finished or again.path != found.path:
+            claim.release()
+            return claim_run_folder(runtime)
+        found = again
+    return replace(found, claim=claim, note="\n".join(filter(None, [found.note, claim.note])))
+
+
+def _readable(runtime: RuntimeConfig) -> RunFolder:
     try:
-        found = _claimed(runtime)
+        return _claimed(runtime)
     except OSError as error:
         raise ConfigError(
             f"runtime.resume: what there is to go on from can't be read: {error.strerror} "
             f"({_short(str(error.filename))}). Give the folder of a run that this user may read, or start a new run "
             "with runtime.resume=never."
         ) from error
-    if not found.finished:
-        for folder in filter(Path.exists, (found.path, found.checkpoints)):
-            _check_writable(folder, _key_of(found, runtime))
-    return found
 
 
 def _claimed(runtime: RuntimeConfig) -> RunFolder:
