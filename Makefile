@@ -50,6 +50,10 @@ bench: $(READY)
 	@$(BIN)/python benchmarks/startup.py
 	@$(BIN)/python benchmarks/rollout.py
 	@$(BIN)/python benchmarks/train_memory.py
+	@$(BIN)/python benchmarks/overhead.py --cluster ray
+	@$(BIN)/python benchmarks/calls.py
+	@$(BIN)/python benchmarks/payload.py
+	@$(BIN)/python benchmarks/sync.py
 
 bench-trl: $(READY)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'

@@ -7,6 +7,8 @@ is included. Beside it, in the same process and in turn: the same number of call
     python benchmarks/overhead.py                  milliseconds a sample at 1,024 samples an episode
     python benchmarks/overhead.py --scaling        the same for 1,024 to 65,536 samples
     python benchmarks/overhead.py --memory         growth of the process over 500 episodes after the tenth
+    python benchmarks/overhead.py --cluster ray    every model a process: beside the same calls on bare actors of Ray,
+                                                   and the seconds from init() to the first episode
 
 Prints medians over episodes; the machine's other work shows in the two references as well.
 """
@@ -50,12 +52,13 @@ class Training(BaseModule):
         """Does nothing."""
 
 
-def engine_seconds(samples: int, episodes: int, on_episode: Any = None) -> list[float]:
+def engine_seconds(samples: int, episodes: int, on_episode: Any = None, backend: str = "local") -> list[float]:
     """Seconds of each episode through the engine."""
     starts: list[float] = []
     with tempfile.TemporaryDirectory() as output_dir, contextlib.redirect_stdout(io.StringIO()):
         init(
             {
+                "runtime_env": {"backend": backend},
                 "runtime": {
                     "num_episode": episodes,
                     "sample_per_episode": samples,
@@ -73,8 +76,8 @@ def engine_seconds(samples: int, episodes: int, on_episode: Any = None) -> list[
         if on_episode is not None:
             engine.add_callback("before_episode", lambda info: on_episode(info.episode))
         engine.set_dataset(["prompt"] * 4096).learn()
-        engine.stop()
         starts.append(time.perf_counter())
+        engine.stop()
     return [end - start for start, end in itertools.pairwise(starts)]
 
 
@@ -129,6 +132,28 @@ def per_sample(seconds: list[float], samples: int) -> float:
     return statistics.median(seconds[2:]) / samples * 1e3
 
 
+def ray_table(alternations: int) -> None:
+    """The engine on Ray, beside the same calls on bare actors."""
+    import ray
+    from bare_ray import bare_actors, chain_seconds
+
+    start, begins = time.perf_counter(), []
+    engine_seconds(BATCH, 1, lambda episode: begins.append(time.perf_counter()), "ray")
+    print(f"from init() to the first episode: {begins[0] - start:.1f} s")
+    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="error")
+    actors = bare_actors(["policy", "reference", "reward", "value", "ppo_policy", "ppo_value"], BATCH)
+    rows: list[list[float]] = []
+    print(f"{'engine':>10}  {'bare':>10}  milliseconds a sample, 1,024 samples an episode")
+    for _ in range(alternations):
+        bare = [chain_seconds(actors, 1024, BATCH, GLOBAL) for _ in range(7)]
+        rows.append([per_sample(engine_seconds(1024, 9, backend="ray"), 1024), per_sample(bare, 1024)])
+        print("  ".join(f"{value:>10.4f}" for value in rows[-1]), flush=True)
+    engine, bare_median = (statistics.median(column) for column in zip(*rows, strict=True))
+    ratio = statistics.median(engine / bare for engine, bare in rows)
+    print(f"median: engine {engine:.4f}, bare {bare_median:.4f} ms; engine ÷ bare {ratio:.2f}")
+    ray.shutdown()
+
+
 def resident_mib() -> float:
     """Memory of the process (Linux; elsewhere its peak)."""
     status = Path("/proc/self/status")
@@ -146,7 +171,11 @@ def main() -> None:
     parser.add_argument("--alternations", type=int, default=5)
     parser.add_argument("--scaling", action="store_true")
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--cluster", choices=("local", "ray"), default="local")
     arguments = parser.parse_args()
+    if arguments.cluster == "ray":
+        ray_table(arguments.alternations)
+        return
     if arguments.memory:
         marks: dict[int, float] = {}
         engine_seconds(1024, 511, lambda episode: marks.setdefault(episode, resident_mib()))

@@ -37,7 +37,7 @@ def _recorded(monkeypatch: pytest.MonkeyPatch, cls: type, method: str, label: st
 
 
 def test_order_of_an_episode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _recorded(monkeypatch, ParameterSync, "sync", "sync")
+    _recorded(monkeypatch, ParameterSync, "begin", "sync")
     _recorded(monkeypatch, Run, "log", "log")
     chatlearn.init(toys.settings(tmp_path, sample_per_episode=8, eval_episode_interval=1, save_episode_interval=1))
     toys.make_engine(Saving).learn()

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from chatlearn.observe.samples import num_logged, sample_line, sample_lines
+from chatlearn.observe.samples import logged_rows, num_logged, sample_line, sample_lines
 from chatlearn.types import SampleIds
 
 
@@ -33,40 +33,22 @@ def test_whole_groups_are_logged(group_ids: list[int], limit: int | Literal["all
     assert num_logged(group_ids, limit) == expected
 
 
-def _parts(fetched: list[int]) -> list[Any]:
-    """Three batches of four samples, whose groups have three: 0 0 0 1 | 1 1 2 2 | 2 3 3 3."""
-
-    def part(index: int) -> Any:
-        numbers = range(4 * index, 4 * index + 4)
-        ids = SampleIds(tuple(numbers), tuple(number // 3 for number in numbers), weight_version=7)
-
-        def fetch() -> Any:
-            fetched.append(index)
-            return {"square": torch.tensor([number**2 for number in numbers])}
-
-        return ids, fetch
-
-    return [part(index) for index in range(3)]
-
-
 @pytest.mark.parametrize(
-    ("limit", "count", "batches"), [(8, 6, [0, 1]), (4, 3, [0]), (2, 2, [0]), ("all", 12, [0, 1, 2])]
+    ("limit", "counts"), [(8, [4, 2, 0]), (4, [3, 0, 0]), (2, [2, 0, 0]), ("all", [4, 4, 4]), (0, [0, 0, 0])]
 )
-def test_groups_are_whole_across_batches_and_no_batch_is_fetched_in_vain(
-    limit: Any, count: int, batches: list[int]
-) -> None:
-    fetched: list[int] = []
-    rows = [json.loads(line) for line in sample_lines(_parts(fetched), limit, episode=3)]
-    assert rows == [
-        {"sample_id": n, "group_id": n // 3, "episode": 3, "weight_version": 7, "square": n * n} for n in range(count)
+def test_groups_are_whole_across_batches_and_later_batches_are_left_alone(limit: Any, counts: list[int]) -> None:
+    """Three batches of four samples, whose groups have three: 0 0 0 1 | 1 1 2 2 | 2 3 3 3."""
+    parts = [SampleIds(tuple(part), tuple(n // 3 for n in part)) for part in (range(4), range(4, 8), range(8, 12))]
+    assert logged_rows(parts, limit) == counts
+
+
+def test_a_line_says_whose_values_it_holds() -> None:
+    ids = SampleIds((4, 5), (1, 2), weight_version=7)
+    lines = sample_lines({"square": torch.tensor([16, 25])}, ids, episode=3)
+    assert [json.loads(line) for line in lines] == [
+        {"sample_id": 4, "group_id": 1, "episode": 3, "weight_version": 7, "square": 16},
+        {"sample_id": 5, "group_id": 2, "episode": 3, "weight_version": 7, "square": 25},
     ]
-    assert fetched == batches
-
-
-def test_nothing_is_fetched_where_nothing_is_logged() -> None:
-    fetched: list[int] = []
-    assert sample_lines(_parts(fetched), 0, episode=1) == []
-    assert fetched == []
 
 
 def _row(**columns: Any) -> dict[str, Any]:

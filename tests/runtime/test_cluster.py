@@ -15,6 +15,7 @@ import torch
 from runtime_cases import Counter, Echo, Failing, Rolling, Trainee, apply, run, run_both, settings, spawn
 
 from chatlearn import BaseModule
+from chatlearn.config.load import load_config
 from chatlearn.errors import ChatLearnError, StepError, WorkerError
 from chatlearn.modules.base import describe
 from chatlearn.runtime.base import CLUSTERS, Handle, create_cluster
@@ -32,8 +33,8 @@ def append(module, *values):
 
 
 def test_the_backend_of_the_configuration_is_found_by_name():
-    assert set(CLUSTERS) == {"local"}
-    assert isinstance(create_cluster("local", isolate=True), LocalCluster)
+    assert set(CLUSTERS) == {"local", "ray"}
+    assert isinstance(create_cluster(load_config({"runtime_env": {"isolate": True}})), LocalCluster)
 
 
 def test_a_handle_is_a_replica(cluster):
@@ -42,6 +43,7 @@ def test_a_handle_is_a_replica(cluster):
     assert str(handle) == "policy[2]"
 
 
+@pytest.mark.every_cluster
 def test_spawn_constructs_and_does_not_set_up(cluster):
     handle = cluster.spawn(describe(Counter("counter")), 0, settings())
     assert apply(cluster, handle, state_of) == []
@@ -54,6 +56,7 @@ def test_a_step_runs_where_the_replica_is(cluster):
     assert run(cluster, handle, {"x": [1, 2]}) == {"x": [1, 2]}
 
 
+@pytest.mark.every_cluster
 def test_replicas_share_nothing_with_each_other_and_the_driver(cluster):
     log = ["given"]
     module = Counter("counter", log)
@@ -65,6 +68,7 @@ def test_replicas_share_nothing_with_each_other_and_the_driver(cluster):
     assert module.log_of_calls is log
 
 
+@pytest.mark.every_cluster
 def test_calls_of_a_handle_run_in_the_order_of_submission(cluster):
     handle = spawn(cluster, Counter("counter"))
     futures = [cluster.call(handle, "apply", append, i) for i in range(20)]
@@ -79,6 +83,7 @@ def test_a_future_gives_its_value_any_number_of_times(cluster):
     assert apply(cluster, handle, state_of) == ["setup", 1]
 
 
+@pytest.mark.every_cluster
 def test_futures_alone_in_tuples_and_in_dicts_are_resolved_where_the_call_runs(cluster):
     handle = spawn(cluster, Counter("counter"))
     a, b = cluster.put("a"), cluster.call(handle, "apply", append, "b")
@@ -86,6 +91,7 @@ def test_futures_alone_in_tuples_and_in_dicts_are_resolved_where_the_call_runs(c
     assert apply(cluster, handle, state_of) == ["setup", "b", "a", ("a", (("b",),)), {"key": (("b",),)}, [1, 2]]
 
 
+@pytest.mark.every_cluster
 def test_futures_inside_of_rows_are_resolved(cluster):
     handle = spawn(cluster, Echo("echo"))
     first, second = cluster.put({"x": [1, 2, 3], "z": [0, 0, 0]}), cluster.put({"x": [4, 5, 6]})
@@ -93,6 +99,7 @@ def test_futures_inside_of_rows_are_resolved(cluster):
     assert cluster.get(cluster.call(handle, "gather", pieces)) == {"x": [5, 6, 3, 1], "z": [0, 0, 0, 0]}
 
 
+@pytest.mark.every_cluster
 def test_outputs_go_on_as_futures_from_replica_to_replica(cluster):
     counter, echo = spawn(cluster, Counter("counter")), spawn(cluster, Echo("echo"))
     output = cluster.call(counter, "apply", append, {"x": torch.tensor([1.0, 2.0])}, {"x": torch.tensor([3.0])})
@@ -101,16 +108,19 @@ def test_outputs_go_on_as_futures_from_replica_to_replica(cluster):
     assert merged["x"].tolist() == [1, 2, 3]
 
 
+@pytest.mark.every_cluster
 def test_call_pair_gives_a_future_for_each_value(cluster):
     handle = spawn(cluster, Counter("counter"))
     first, second = cluster.call_pair(handle, "apply", append, "a", "b")
     assert (cluster.get(second), cluster.get(first)) == ("b", "a")
 
 
+@pytest.mark.every_cluster
 def test_a_control_call_answers(cluster):
     assert cluster.control(spawn(cluster, Echo("echo"), replica=3), "ping") == "echo[3]"
 
 
+@pytest.mark.every_cluster
 def test_put_and_get(cluster):
     value = {"x": torch.arange(3), "name": "a"}
     got = cluster.get(cluster.put(value))
@@ -118,6 +128,7 @@ def test_put_and_get(cluster):
     assert got["name"] == "a"
 
 
+@pytest.mark.every_cluster
 def test_wait_returns_done_and_not_done(cluster):
     handle = spawn(cluster, Counter("counter"))
     futures = [cluster.call(handle, "apply", append, i) for i in range(4)]
@@ -128,6 +139,7 @@ def test_wait_returns_done_and_not_done(cluster):
     assert cluster.wait(futures, num=4) == (futures, [])
 
 
+@pytest.mark.every_cluster
 def test_wait_for_none_only_looks(cluster):
     assert cluster.wait([], num=0) == ([], [])
     future = cluster.call(spawn(cluster, Counter("counter")), "apply", append, 1)
@@ -142,6 +154,7 @@ def test_stacks_show_what_is_being_executed(cluster):
     assert all(isinstance(name, str) and 'File "' in text for name, text in stacks.items())
 
 
+@pytest.mark.every_cluster
 def test_a_killed_replica_is_gone_and_the_others_go_on(cluster):
     first, second = (spawn(cluster, Echo("echo"), replica) for replica in range(2))
     cluster.kill(first)
@@ -154,6 +167,7 @@ def test_a_killed_replica_is_gone_and_the_others_go_on(cluster):
     assert cluster.control(second, "ping") == "echo[1]"
 
 
+@pytest.mark.every_cluster
 def test_a_killed_replica_may_be_spawned_anew(cluster):
     handle = spawn(cluster, Counter("counter"))
     apply(cluster, handle, append, "old")
@@ -161,6 +175,7 @@ def test_a_killed_replica_may_be_spawned_anew(cluster):
     assert apply(cluster, spawn(cluster, Counter("counter")), state_of) == ["setup"]
 
 
+@pytest.mark.every_cluster
 def test_after_shutdown_nothing_runs(cluster):
     handle = spawn(cluster, Echo("echo"))
     cluster.shutdown()
@@ -173,6 +188,7 @@ def test_after_shutdown_nothing_runs(cluster):
 CALL = {"place": "episode 3, batch 17", "index": 17}
 
 
+@pytest.mark.every_cluster
 def test_a_step_that_raises(cluster):
     handle = spawn(cluster, Failing("reward"), replica=1)
     with pytest.raises(StepError) as caught:
@@ -181,9 +197,10 @@ def test_a_step_that_raises(cluster):
     for words in ("ValueError: bad reward", "reward[1].forward_step", "rank 0", "episode 3, batch 17", "ids [40, 41]"):
         assert words in text
     assert type(cause) is ValueError
-    assert [frame.name for frame in traceback.extract_tb(cause.__traceback__)][-2:] == ["forward_step", "_maybe"]
     printed = "".join(traceback.format_exception(caught.value))
-    assert printed.index("in _maybe") < printed.index("reward[1].forward_step, rank 0")
+    assert (
+        printed.index("in forward_step") < printed.index("in _maybe") < printed.index("reward[1].forward_step, rank 0")
+    )
 
 
 def test_a_long_list_of_sample_ids_is_cut(cluster):
@@ -237,6 +254,7 @@ def test_leaving_the_debugger_and_ctrl_c_pass_through(cluster, where, how, kind)
         life(cluster, how, where)
 
 
+@pytest.mark.every_cluster
 def test_a_failure_leaves_the_replica_usable(cluster):
     handle = spawn(cluster, Failing("reward"))
     with pytest.raises(StepError):
@@ -263,6 +281,7 @@ def scenario(cluster):
     ]
 
 
+@pytest.mark.every_cluster
 def test_every_cluster_gives_what_the_embedded_one_gives(cluster):
     assert scenario(cluster) == scenario(LocalCluster())
 

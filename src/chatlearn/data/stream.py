@@ -17,15 +17,18 @@ _Place = tuple[int, int]
 
 @dataclass(frozen=True)
 class Experience:
-    """One batch of experience: futures of dicts that are merged in order, and who the rows are.
+    """One batch of experience: what the flow yields, to be merged in order, and who the rows are.
 
     Attributes:
-        sources: futures (or batches) with the same rows.
+        sources: futures of batches (or the batches themselves) with the same rows; one that lies in several pieces is
+            a tuple of :class:`~chatlearn.runtime.calls.Rows`.
         ids: of the rows.
+        maker: handle of a replica that has made some of it; ``None`` where no step has.
     """
 
     sources: tuple[Any, ...]
     ids: SampleIds
+    maker: Any = None
 
 
 @dataclass(frozen=True)

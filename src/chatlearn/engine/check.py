@@ -8,10 +8,11 @@ from typing import Any
 from chatlearn.config.check import Problem, check_args, check_models, raise_problems
 from chatlearn.config.schema import Config, ModelConfig
 from chatlearn.data.prompts import num_samples, read_sample
+from chatlearn.engine.check_backend import check_backend, check_sendable
 from chatlearn.engine.environment import Environment
 from chatlearn.engine.evaluator import Evaluator
 from chatlearn.engine.refill import drops_rows
-from chatlearn.engine.residency import can_offload
+from chatlearn.engine.residency import can_offload, offload_tags
 from chatlearn.engine.trainer import Trainer
 from chatlearn.errors import DataError, EngineError, FlowError, ModuleError
 from chatlearn.flow.clients import check_clients
@@ -59,7 +60,7 @@ def check_modules(
 
     Raises:
         ConfigError: all problems at once.
-        ModuleError: a stateful module with several replicas.
+        ModuleError: a stateful module with several replicas, or one that a worker can't be told to construct.
     """
     trained = list(dict.fromkeys(n.module.name for n in trainer.graph if n.step == "train_step")) if trainer else []
     problems, notes = check_models(config, list(modules), trained)
@@ -67,7 +68,7 @@ def check_modules(
         problems += check_args(name, type(module).Args, config)
     problems += check_trained(config, trained)
     problems += check_callable(config, [part.graph for part in (environment, trainer, evaluator) if part is not None])
-    problems += check_groups(config, environment, trainer) + check_position(config)
+    problems += check_groups(config, environment, trainer) + check_position(config) + check_backend(config, modules)
     sinks = "runtime.sinks"
     problems += [
         Problem(config.sources.get(sinks, ""), sinks, text) for text in check_sinks(config.runtime.sinks or [])
@@ -75,6 +76,7 @@ def check_modules(
     raise_problems(problems + check_export(config, modules))
     for name, module in modules.items():
         check_replicable(module, config.model(name).num_replica)
+    check_sendable(config, modules)
     return notes + check_offload(config, modules) + check_refill(config, environment)
 
 
@@ -151,13 +153,21 @@ def check_position(config: Config) -> list[Problem]:
 
 
 def check_offload(config: Config, modules: Mapping[str, BaseModule]) -> list[str]:
-    """Notes on modules that are to give up memory but can't."""
-    return [
-        f"models.{name} is to give up {', '.join(tags)} while it waits, but {type(module).__name__} has no "
-        f"offload(tags) and onload(tags), so it keeps them."
-        for name, module in modules.items()
-        if (tags := config.model(name).offload_tags) and not can_offload(module)
-    ]
+    """Notes on modules that are to give up memory but can't, or have no need to."""
+    notes: list[str] = []
+    for name, module in modules.items():
+        asked, tags = config.model(name).offload_tags, offload_tags(config, name, modules)
+        if asked and not tags:
+            notes.append(
+                f"models.{name}.free_memory has no effect, since {name} shares its devices with no other model of the "
+                f"run. Name both in runtime.colocation, or set force_free_memory."
+            )
+        elif tags and not can_offload(module):
+            notes.append(
+                f"models.{name} is to give up {', '.join(tags)} while it waits, but {type(module).__name__} has no "
+                f"offload(tags) and onload(tags), so it keeps them."
+            )
+    return notes
 
 
 def check_refill(config: Config, environment: Environment | None) -> list[str]:

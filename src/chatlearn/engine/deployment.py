@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any, Protocol
 
 from chatlearn.checkpoint.store import RunState
 from chatlearn.config.schema import Config, ModelConfig
 from chatlearn.data.padding import Padding, padding_rules
+from chatlearn.engine.replacements import Replacements
 from chatlearn.engine.residency import Residency
+from chatlearn.engine.startup import Startup
 from chatlearn.errors import EngineError
 from chatlearn.flow.graph import Node
 from chatlearn.flow.signature import step_signature
@@ -20,6 +23,7 @@ from chatlearn.observe.metrics import MetricBuffer
 from chatlearn.runtime.base import Cluster, Future, Handle, create_cluster
 from chatlearn.runtime.calls import ReplicaSettings, Report, Rows, StepCall, Value
 from chatlearn.runtime.clients import ClientRef, with_clients
+from chatlearn.runtime.placement import Resources, needed, place
 from chatlearn.types import Batch, SampleIds, num_rows
 
 _TURNS = {"hook": 0, "experience": 1, "train": 2}
@@ -32,45 +36,85 @@ class Deployment:
     Args:
         config: the run's.
         modules: by name.
+        trained: names of those that the trainer's flow trains.
     """
 
-    def __init__(self, config: Config, modules: Mapping[str, BaseModule]) -> None:
+    def __init__(self, config: Config, modules: Mapping[str, BaseModule], trained: Collection[str] = ()) -> None:
         self.config = config
+        self._trained = frozenset(trained)
         self.metrics = MetricBuffer()
         self.shared: dict[str, Any] = {}
         self.trace: Trace | None = None
         self.state = RunState()
         self.padding: Mapping[str, Padding] = {}
-        environment = config.runtime_env
-        self.cluster: Cluster = create_cluster(
-            environment.backend, isolate=environment.isolate, threads=environment.local_threads
-        )
+        self.cluster: Cluster = create_cluster(config)
         self._modules = modules
         self._replicas: dict[str, list[Handle]] = {}
         self._datasets: dict[tuple[str, str, int], tuple[str, int, Any]] = {}
+        self.lasting: dict[str, list[Lasting]] = {}
+        self.restorers: list[tuple[str, Callable[[Handle], None]]] = []
+        self.turns = count(1)
         self._pending: list[Call] = []
         self._batch_sizes: dict[str, int] = {}
         self.puts: dict[str, Any] = {}
         self._residency = Residency(config, modules, self._move)
 
-    def start(self) -> None:
-        """Spawns all replicas and runs their ``setup``."""
-        self.cluster.start()
-        for name, module in self._modules.items():
-            model = self.config.model(name)
-            settings = ReplicaSettings(
-                seed=self.config.runtime.seed,
-                model_args=_model_args(module, model),
-                module_args=model,
-                runtime_args=self.config.runtime,
-                num_threads=model.cpu_per_process,
-            )
-            description = describe(module)
-            self._replicas[name] = [self.cluster.spawn(description, i, settings) for i in range(model.num_replica)]
+    def start(self, note: Callable[[str], None] = print) -> None:
+        """Starts the cluster, places and spawns all replicas, and runs their ``setup``.
+
+        Args:
+            note: is told of each step, where there is more to it than making objects, and of replicas that are
+                replaced later.
+
+        Raises:
+            ConfigError: the cluster has no room for the modules.
+            WorkerError: the cluster can't be reached, or a replica can't be started.
+        """
+        self.cluster.on_loss = Replacements(self, note).replace
+        startup = Startup(note)
+        self.cluster.start(needed(self.config, self._modules) if self._is_placed else Resources())
+        if nodes := self.cluster.nodes():
+            startup.reached(f"{len(nodes)} {'node' if len(nodes) == 1 else 'nodes'}")
+            self.cluster.reserve(place(self.config, self._modules, nodes))
+        for name in self._modules:
+            num_replica = self.config.model(name).num_replica
+            self._replicas[name] = [self.spawn(name, replica) for replica in range(num_replica)]
+        for handle in self.handles():
+            self.cluster.location(handle)  # what fails in a constructor comes out before any setup
+        if nodes:
+            startup.reached(f"{len(self.handles())} workers")
         self._hook("setup", self.handles())
+        if nodes:
+            startup.reached("setup")
         self.settle()
         self.publish()
         self._use_padding()
+
+    @property
+    def _is_placed(self) -> bool:
+        """Modules sit on cores and devices of machines."""
+        return self.config.runtime_env.backend != "local"
+
+    def spawn(self, name: str, replica: int) -> Handle:
+        """Begins to construct a replica."""
+        module, model = self._modules[name], self.config.model(name)
+        settings = ReplicaSettings(
+            seed=self.config.runtime.seed,
+            model_args=_model_args(module, model),
+            module_args=model,
+            runtime_args=self.config.runtime,
+            num_threads=model.cpu_per_process,
+            replaceable=self.is_replaceable(name),
+        )
+        return self.cluster.spawn(describe(module), replica, settings)
+
+    def trains(self, name: str) -> bool:
+        """Whether the trainer's flow trains this module."""
+        return name in self._trained
+
+    def is_replaceable(self, name: str) -> bool:
+        """Whether what a replica of this module holds can be made anew."""
+        return not self._modules[name].stateful and name not in self._trained
 
     def stop(self) -> None:
         """Ends all replicas."""
@@ -105,6 +149,10 @@ class Deployment:
         """Has these modules in their memory for what comes next; others give up what their sections say."""
         self._residency.occupy(modules)
 
+    def ensure(self, modules: Collection[str]) -> None:
+        """Has these modules in their memory; where they are, nothing moves."""
+        self._residency.ensure(modules)
+
     def publish(self) -> None:
         """What modules have put since the last time is there for all to get."""
         if self.puts:
@@ -116,14 +164,25 @@ class Deployment:
         self.puts = {}
         self._share(values)
 
-    def apply(self, name: str, function: Callable[..., Any], *args: Any) -> list[Any]:
-        """``function(module, *args)`` beside each replica of a module; all results."""
+    def apply(self, name: str, function: Callable[..., Any], *args: Any, lasts: bool = False) -> list[Any]:
+        """``function(module, *args)`` beside each replica of a module; all results. What it does to the module
+        ``lasts`` if a replica that takes another's place needs it too.
+        """
         futures = [self.cluster.call(handle, "apply", function, *args) for handle in self._replicas[name]]
-        return [self.cluster.get(future) for future in futures]
+        results = [self.cluster.get(future) for future in futures]
+        if lasts:
+            self._remember(name, "apply", function, *args)
+        return results
 
-    def apply_first(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
-        """``function(module, *args)`` beside replica 0 of a module."""
-        return self.cluster.get(self.cluster.call(self._replicas[name][0], "apply", function, *args))
+    def apply_first(self, name: str, function: Callable[..., Any], *args: Any, lasts: bool = False) -> Any:
+        """``function(module, *args)`` beside replica 0 of a module; ``lasts`` as for :meth:`apply`."""
+        result = self.cluster.get(self.cluster.call(self._replicas[name][0], "apply", function, *args))
+        if lasts:
+            self._remember(name, "apply", function, *args)
+        return result
+
+    def _remember(self, name: str, method: str, *args: Any) -> None:
+        self.lasting.setdefault(name, []).append((method, args))
 
     def open_dataset(self, name: str, prompts: Any, is_eval: bool) -> tuple[str, int]:
         """Builds the data set of these prompts on replica 0 of a module, once; returns its key for :meth:`fetch` and
@@ -137,6 +196,7 @@ class Deployment:
                 self.cluster.call(self._replicas[name][0], "build_dataset", key, prompts, is_eval)
             )
             self._datasets[known] = key, length, prompts  # holding on to the prompts keeps their id taken
+            self._remember(name, "build_dataset", key, prompts, is_eval)
         return self._datasets[known][:2]
 
     def fetch(self, name: str, picks: Sequence[tuple[str, int]], position: int) -> Future:
@@ -162,6 +222,7 @@ class Deployment:
         used: bool,
         micro_batch_size: int | None = None,
         after: tuple[Future, ...] = (),
+        turn: int = 0,
     ) -> Call:
         """Runs a node on the replica whose turn it is.
 
@@ -176,6 +237,7 @@ class Deployment:
             used: something reads the output, so there must be one.
             micro_batch_size: in a training flow.
             after: outputs that have to be there first.
+            turn: its report is taken after those of lower turns, whatever the timing.
         """
         replicas = self._replicas[node.module.name]
         call = StepCall(
@@ -194,13 +256,13 @@ class Deployment:
         handle, submitted = replicas[index % len(replicas)], time.perf_counter()
         output, report = self.cluster.call_pair(handle, "run", call, inputs, after)
         episode = self.state.episode + (phase != "eval")
-        self._pending.append(Call(output, report, phase, handle, node.label, index, len(ids), submitted, episode))
-        return self._pending[-1]
+        made = Call(output, report, phase, handle, node.label, index, len(ids), submitted, episode, turn)
+        self._pending.append(replace(made, output=report))  # outputs are kept by those who read them
+        return made
 
     def window(self, modules: Collection[str]) -> int:
         """Batches of a flow over these modules that may be in flight at a time."""
-        overlaps = self.config.runtime_env.local_threads > 1
-        return 2 * sum(len(self._replicas[name]) for name in modules) if overlaps else 1
+        return 2 * sum(len(self._replicas[name]) for name in modules) if self.cluster.overlaps else 1
 
     def call_step(
         self, module: BaseModule, step: str, data: Sequence[Batch], constants: Mapping[str, Any]
@@ -235,10 +297,11 @@ class Deployment:
         return self.cluster.get(output)
 
     def settle(self) -> None:
-        """Waits for all calls and takes their reports: phase by phase, in the order of submission (training on arrival
-        goes out between rollouts; what is put and summed does not depend on that).
+        """Waits for all calls and takes their reports: phase by phase, batch by batch (training on arrival goes out
+        between rollouts, and batches overtake each other; what is put and summed does not depend on that).
         """
-        pending, self._pending = sorted(self._pending, key=lambda call: _TURNS.get(call.phase, len(_TURNS))), []
+        pending = sorted(self._pending, key=lambda call: (_TURNS.get(call.phase, len(_TURNS)), call.turn))
+        self._pending = []
         for call in pending:
             report: Report = self.cluster.get(call.report)
             self.metrics.add(report.metrics, "eval/" if call.phase == "eval" else "")
@@ -274,13 +337,19 @@ class Deployment:
     def _hook(self, method: str, handles: Sequence[Handle], *args: Any) -> None:
         for future in [self.cluster.call(handle, method, *args) for handle in handles]:
             self.cluster.get(future)
+        for name in dict.fromkeys(handle.module for handle in handles):
+            self._remember(name, "setup" if method == "setup" else "hook", *args)
         for handle in handles:
             report = self.cluster.call(handle, "take_report")
             self._pending.append(Call(report, report, "hook", handle, method))
 
-    def _move(self, name: str, hook: str, tags: tuple[str, ...]) -> None:
-        for future in [self.cluster.call(handle, "move", hook, tags) for handle in self._replicas[name]]:
-            self.cluster.get(future)
+    def _move(self, name: str, hook: str, tags: tuple[str, ...]) -> Callable[[], object]:
+        futures = [self.cluster.call(handle, "move", hook, tags) for handle in self._replicas[name]]
+        return lambda: [self.cluster.get(future) for future in futures]
+
+    def given_up(self, name: str) -> tuple[str, ...]:
+        """Tags of the memory that a module has given up at present."""
+        return self._residency.given_up(name)
 
     def _use_padding(self) -> None:
         """Tells every replica the padding rules of all modules."""
@@ -292,6 +361,8 @@ class Deployment:
         if self.padding:
             for future in [self.cluster.call(handle, "use_padding", self.padding) for handle in self.handles()]:
                 self.cluster.get(future)
+            for name in self._replicas:
+                self._remember(name, "use_padding", self.padding)
 
     def _ref(self, module: BaseModule) -> ClientRef:
         """A module among the constants of a call, as it travels."""
@@ -302,6 +373,10 @@ class Deployment:
         self.shared.update(values)
         for future in [self.cluster.call(handle, "share", dict(values)) for handle in self.handles()]:
             self.cluster.get(future)
+
+
+Lasting = tuple[str, tuple[Any, ...]]
+"""A call that made a replica what it is: method of its worker, arguments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,6 +393,7 @@ class Call:
         num_rows: of the input.
         submitted: ``time.perf_counter()`` when it went out, in seconds.
         episode: that it belongs to, from 1; of an evaluation the number of complete ones.
+        turn: when its report is taken.
     """
 
     output: Future
@@ -329,6 +405,7 @@ class Call:
     num_rows: int = 0
     submitted: float = 0.0
     episode: int = 0
+    turn: int = 0
 
 
 class Trace(Protocol):

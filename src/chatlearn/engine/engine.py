@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -16,16 +16,18 @@ from chatlearn.engine.environment import Environment
 from chatlearn.engine.evaluator import Evaluation, Evaluator
 from chatlearn.engine.process import Interrupted, frozen_heap, sigterm_raises
 from chatlearn.engine.replay import Replay
+from chatlearn.engine.restarts import Restarts, quietly
 from chatlearn.engine.run import Run
+from chatlearn.engine.syncs import open_syncs
 from chatlearn.engine.trainer import Trainer
 from chatlearn.engine.wiring import Wiring
 from chatlearn.errors import EngineError
+from chatlearn.flow.clients import find_clients
 from chatlearn.flow.render import render
 from chatlearn.guards import is_mapping
-from chatlearn.modules.base import BaseModule
 from chatlearn.observe.summary import summary_table
 from chatlearn.runtime.seeding import derive_seed, deterministic_kernels, preserved_globals
-from chatlearn.sync.sync import ParameterSync
+from chatlearn.sync.sync import ParameterSync, synchronise
 from chatlearn.types import Batch
 
 _only_checking: ContextVar[list[Engine] | None] = ContextVar("only_checking", default=None)
@@ -34,9 +36,7 @@ _only_checking: ContextVar[list[Engine] | None] = ContextVar("only_checking", de
 @contextmanager
 def checking_only() -> Generator[list[Engine]]:
     """Yields the engines that were checked. Inside, ``learn()`` checks and prints its flows instead of running
-    (``chatlearn check program.py``).
-
-    What needs results (``evaluate``, ``call``, ``run``) ends the program.
+    (``chatlearn check program.py``); what needs results (``evaluate``, ``call``, ``run``) ends the program.
     """
     checked: list[Engine] = []
     token = _only_checking.set(checked)
@@ -83,19 +83,22 @@ class Engine(Wiring):
         if _only_checking.get() is not None:
             print(self.check())
             return None
-        folder = self._claim_folder()
-        if folder.finished:
-            print(folder.note)
-            self._run = Run(self._settled, folder, trained=[], synced={})
-            return None
-        with self._running(folder) as run:
-            self._sync_parameters(run, run.state.episode, is_first=True)
-            evaluation = self._evaluate_before(run)
-            while run.state.episode < self._num_episodes and self._stop_reason is None:
-                with run.profile(run.state.episode + 1):
-                    evaluation = self._run_episode(run) or evaluation
-            run.finish(self._deployed, self._stop_reason)
-        return evaluation
+        with self._claimed_folder() as folder:
+            if folder.finished:
+                print(folder.note)
+                self._run = Run(self._settled, folder, trained=[], synced={})
+                return None
+            evaluation: Evaluation | None = None
+            restarts = Restarts(folder, self._settled.runtime.max_restarts)
+            for folder in restarts:
+                with self._running(folder, restarts) as run:
+                    self._sync_parameters(run, run.state.episode, is_first=True)
+                    evaluation = self._evaluate_before(run) or evaluation
+                    while run.state.episode < self._num_episodes and self._stop_reason is None:
+                        with run.profile(run.state.episode + 1):
+                            evaluation = self._run_episode(run) or evaluation
+                    run.finish(self._deployed, self._stop_reason)
+            return evaluation
 
     def _run_episode(self, run: Run) -> Evaluation | None:
         info = self._begin_episode(run)
@@ -162,7 +165,7 @@ class Engine(Wiring):
             )
         self._deploy()
         with self._globals():
-            self._deployed.occupy([module.name])
+            self._deployed.occupy([module.name, *(client.name for client in find_clients(constants))])
             return self._deployed.call_step(module, name, data, constants)
 
     def check(self) -> str:
@@ -269,10 +272,11 @@ class Engine(Wiring):
         if is_first:
             due = [sync for sync in due if not run.restores_weights(sync.modules[1])]
         version = run.state.weight_version or 1 if is_first else run.state.weight_version + 1
-        for sync in due:
-            self._deployed.occupy(sync.modules)
-            sync.sync(version)
-            run.state.weight_version = version
+        for together in [due] if run.config.runtime.concurrent_comm else [[sync] for sync in due]:
+            if together:
+                self._deployed.occupy({name for sync in together for name in sync.modules})
+                synchronise(together, version)
+                run.state.weight_version = version
         run.lap("sync")
 
     def _begin_episode(self, run: Run) -> EpisodeInfo:
@@ -350,12 +354,18 @@ class Engine(Wiring):
             print("The check ends here: the program goes on with results.")
             raise SystemExit(0)
 
-    def _claim_folder(self) -> RunFolder:
+    @contextmanager
+    def _claimed_folder(self) -> Generator[RunFolder]:
+        """The run's folder, which nobody else writes to meanwhile."""
         runtime = self._settled.runtime
         if self._run is not None:
             raise EngineError("This engine has learned already. Make a new one; or resume its run with runtime.resume.")
         self._checked_notes()
-        return claim_run_folder(runtime)
+        folder = claim_run_folder(runtime)
+        try:
+            yield folder
+        finally:
+            folder.release()
 
     def _deploy(self) -> None:
         """Starts the modules, once."""
@@ -374,7 +384,8 @@ class Engine(Wiring):
                 f"the run had come to its end before. Call it earlier, or use what the run left in {self._run.path}."
             )
         notes = self._checked_notes()
-        deployment = Deployment(config, self._modules)
+        trained = () if self.trainer is None else self.trainer.graph.modules
+        deployment = Deployment(config, self._modules, trained)
         try:
             with self._globals():
                 deployment.start()
@@ -387,13 +398,13 @@ class Engine(Wiring):
 
     def _end_deployment(self) -> None:
         self._now = None
-        if self._deployment is not None:
-            self._deployment.stop()
-            self._deployment = None
+        deployment, self._deployment = self._deployment, None
+        if deployment is not None:
+            deployment.stop()
 
     @contextmanager
-    def _running(self, folder: RunFolder) -> Generator[Run]:
-        """Everything open; afterwards files are closed, on whatever way out."""
+    def _running(self, folder: RunFolder, restarts: Restarts) -> Generator[Run]:
+        """Everything open; afterwards files are closed. An error that a restart makes up for ends here."""
         trained = [] if self.trainer is None else list(self.trainer.graph.modules)
         pairs = list(self._frequencies())
         synced = {destination.name: frequency for _, destination, frequency in pairs}
@@ -401,38 +412,24 @@ class Engine(Wiring):
         replay = Replay(self._settled.runtime, self._replay_function) if self._replays else None
         run = self._run = Run(self._settled, folder, trained, synced, replay, drifting)
         run.check_resume(self._modules)
-        with self._globals(), sigterm_raises():
+        has_begun = False
+        with self._globals(), sigterm_raises() as exit_code:
             try:
                 run.write_config()
                 self._deploy()
                 run.open(self._deployed, self._num_episodes)
                 self._syncs = open_syncs(self._deployed, self._frequencies(), run.note)
+                self._stop_reason, has_begun = run.best.reason_to_stop, True
                 with frozen_heap():
                     run.lap("setup")
                     yield run
-            except KeyboardInterrupt as interrupt:
-                run.end("interrupted")
-                self._end_deployment()
-                raise Interrupted(getattr(interrupt, "code", 130)) from None
-            except BaseException:
-                run.end("failed")
-                self._end_deployment()
-                raise
-
-
-def open_syncs(
-    deployment: Deployment, pairs: Iterable[tuple[BaseModule, BaseModule, int]], note: Callable[[str], None]
-) -> list[tuple[ParameterSync, int]]:
-    """Plans the sync of each pair, beside its frequency; a pair without parameters is a note.
-
-    Raises:
-        SyncError: the weights of a pair do not fit.
-    """
-    syncs: list[tuple[ParameterSync, int]] = []
-    for source, destination, frequency in pairs:
-        replicas = deployment.handles(destination.name)
-        sync = ParameterSync(deployment.cluster, deployment.handles(source.name)[0], replicas)
-        if sync.note:
-            note(f"note: {sync.note}")
-        syncs.append((sync, frequency))
-    return syncs
+            except KeyboardInterrupt:
+                quietly(run.end, "interrupted")
+                quietly(self._end_deployment)
+                raise Interrupted(exit_code()) from None
+            except BaseException as error:
+                goes_on = has_begun and restarts.follows(error)
+                quietly(run.close if goes_on else run.end, "failed")
+                quietly(self._end_deployment)
+                if not goes_on:
+                    raise

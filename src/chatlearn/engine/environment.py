@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from chatlearn.checkpoint.store import RunState
@@ -13,7 +13,9 @@ from chatlearn.engine.executor import Executor, check_steps
 from chatlearn.engine.prompts import OpenPrompts, Prompts
 from chatlearn.engine.refill import Refill
 from chatlearn.flow.graph import Node
-from chatlearn.runtime.calls import Rows
+from chatlearn.runtime.base import Future
+from chatlearn.runtime.rows import taken, whole
+from chatlearn.types import SampleIds
 
 
 class Environment(Executor):
@@ -66,7 +68,7 @@ class Environment(Executor):
         refill = Refill(runtime, self.graph, state.episode)
         for count in refill.rounds():
             for experience in self._round(deployment, state, prompts, count, refill):
-                yield self._first_rows(deployment, experience, refill.keep(experience.ids))
+                yield _first_rows(experience, refill.keep(experience.ids))
         if runtime.max_refill_rounds:
             deployment.metrics.add(refill.metrics())
             if text := refill.shortage():
@@ -76,43 +78,33 @@ class Environment(Executor):
         self, deployment: Deployment, state: RunState, prompts: OpenPrompts, count: int, refill: Refill
     ) -> Iterator[Experience]:
         """The experience of the next ``count`` samples, complete."""
-        window = deployment.window(self.graph.modules)
-        in_flight: deque[Experience] = deque()
         further = f", further round {refill.num_further}" if refill.num_further else ""
-        for batch, ids in prompts.episode(state.position, self.batch_size(deployment), state.weight_version, count):
-            outputs, made = self.run(
-                deployment,
-                batch,
-                ids,
-                phase="experience",
-                counters=state.generation_batches,
-                place=f"episode {state.episode + 1}{further}",
-                lost=refill.lost,
-            )
-            in_flight.append(Experience(outputs, made))
-            state.position += len(ids)
-            if len(in_flight) >= window or _is_complete(deployment, in_flight[0]):
-                yield _complete(deployment, in_flight.popleft())
-        while in_flight:
-            yield _complete(deployment, in_flight.popleft())
-
-    def _first_rows(self, deployment: Deployment, experience: Experience, count: int) -> Experience:
-        """A batch of experience without its rows from ``count`` on."""
-        if count == len(experience.ids):
-            return experience
-        rows = range(count)
-        sources = [self.gathered(deployment, Rows((source,), rows)) for source in experience.sources if rows]
-        return _complete(deployment, Experience(tuple(sources), experience.ids.take(rows)))
+        batches = prompts.episode(state.position, self.batch_size(deployment), state.weight_version, count)
+        yield from self.run(
+            deployment,
+            _moving(state, self.fetched(deployment, batches)),
+            phase="experience",
+            counters=state.generation_batches,
+            place=f"episode {state.episode + 1}{further}",
+            lost=refill.lost,
+        )
 
 
-def _is_complete(deployment: Deployment, experience: Experience) -> bool:
-    _, missing = deployment.cluster.wait(experience.sources, 0)
-    return not missing
+def _moving(state: RunState, batches: Iterable[tuple[Future, SampleIds]]) -> Iterator[tuple[Future, SampleIds]]:
+    """Moves the position on as batches go into the flow; those that are only fetched do not count."""
+    for batch, ids in batches:
+        state.position += len(ids)
+        yield batch, ids
 
 
-def _complete(deployment: Deployment, experience: Experience) -> Experience:
-    deployment.cluster.wait(experience.sources, len(experience.sources))
-    return experience
+def _first_rows(experience: Experience, count: int) -> Experience:
+    """A batch of experience without its rows from ``count`` on."""
+    num = len(experience.ids)
+    if count == num:
+        return experience
+    rows = range(count)
+    sources = tuple(taken(whole(source, num), rows) for source in experience.sources if rows)
+    return replace(experience, sources=sources, ids=experience.ids.take(rows))
 
 
 def no_training(node: Node) -> str | None:

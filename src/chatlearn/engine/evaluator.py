@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -13,14 +12,13 @@ from chatlearn.data.sampler import Sampler
 from chatlearn.data.sources import read_prompts
 from chatlearn.engine.deployment import Deployment
 from chatlearn.engine.environment import no_training
-from chatlearn.engine.executor import Executor, check_steps
+from chatlearn.engine.executor import Executor, check_steps, in_driver
 from chatlearn.engine.prompts import named_sources
 from chatlearn.errors import DataError, EngineError
-from chatlearn.modules.base import merge_batches
 from chatlearn.observe.metrics import as_number
 from chatlearn.runtime.base import Future
 from chatlearn.runtime.seeding import derive_seed, seed_everything
-from chatlearn.types import Batch
+from chatlearn.types import Batch, SampleIds
 
 
 @dataclass(frozen=True)
@@ -134,26 +132,21 @@ class Evaluator(Executor):
         return Evaluation(metrics, results.get("", results))
 
     def _pass_over(self, deployment: Deployment, prompts: Sequence[Any], place: str) -> list[Batch]:
+        """What the flow yields, in the driver, where :meth:`post_process` has it."""
         assert self.graph.root is not None
         root = self.graph.root.module.name
         key, length = deployment.open_dataset(root, prompts, is_eval=True)
         sampler, size = Sampler(deployment.config.runtime.seed, length, shuffle=False), self.batch_size(deployment)
-        window = deployment.window(self.graph.modules)
-        counters: dict[str, int] = {}
-        results: list[Batch] = []
-        in_flight: deque[tuple[Future, ...]] = deque()
-        for position in range(0, length, size):
-            ids = sampler.ids(position, min(size, length - position))
-            batch = deployment.fetch(root, [(key, index) for index in sampler.indices(ids)], position)
-            outputs, _ = self.run(deployment, batch, ids, phase="eval", counters=counters, place=place, is_eval=True)
-            in_flight.append(outputs)
-            if len(in_flight) >= window:
-                results.append(_merged(deployment, in_flight.popleft()))
-        return results + [_merged(deployment, outputs) for outputs in in_flight]
 
+        def batches() -> Iterator[tuple[Future, SampleIds]]:
+            for position in range(0, length, size):
+                ids = sampler.ids(position, min(size, length - position))
+                yield deployment.fetch(root, [(key, index) for index in sampler.indices(ids)], position), ids
 
-def _merged(deployment: Deployment, outputs: Sequence[Future]) -> Batch:
-    return merge_batches([deployment.cluster.get(output) or {} for output in outputs])
+        made = self.run(
+            deployment, self.fetched(deployment, batches()), phase="eval", counters={}, place=place, is_eval=True
+        )
+        return [in_driver(deployment, part.sources) for part in made]
 
 
 def _numbers_of(values: Mapping[Any, Any]) -> dict[Any, float]:

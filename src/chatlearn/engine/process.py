@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import signal
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -31,17 +31,25 @@ def frozen_heap() -> Generator[None]:
 
 
 @contextmanager
-def sigterm_raises() -> Generator[None]:
-    """SIGTERM ends a run as Ctrl-C does (in the main thread, where signals arrive)."""
+def sigterm_raises() -> Generator[Callable[[], int]]:
+    """SIGTERM ends a run as Ctrl-C does (in the main thread, where signals arrive).
+
+    Yields:
+        What gives the code to exit with after a KeyboardInterrupt: where a library was running, that is all that it has
+        left of a signal.
+    """
+    code = 128 + signal.SIGINT
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield lambda: code
         return
 
     def end(number: int, frame: FrameType | None) -> None:
-        raise Interrupted(128 + number)
+        nonlocal code
+        code = 128 + number
+        raise Interrupted(code)
 
     before = signal.signal(signal.SIGTERM, end)
     try:
-        yield
+        yield lambda: code
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from chatlearn.config.schema import Config
 from chatlearn.data.lengths import reranked
 from chatlearn.data.sampler import PromptSampler, make_sampler
 from chatlearn.data.sources import read_file, read_prompts
 from chatlearn.engine.deployment import Deployment
-from chatlearn.errors import DataError, EngineError
+from chatlearn.errors import ChatLearnError, DataError, EngineError
 from chatlearn.guards import is_instance, is_mapping, is_sequence
 from chatlearn.runtime.base import Future
 from chatlearn.types import SampleIds
+
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
@@ -149,6 +152,22 @@ class OpenPrompts:
 
     def _picks(self, ids: SampleIds) -> list[tuple[str, int]]:
         return [(self.keys[number], index) for number, index in self.sampler.picks(ids)]
+
+
+def ahead(items: Iterable[_Item], num: int) -> Iterator[_Item]:
+    """The items in their order, each taken when ``num`` items before it are still to come out. What one raises is
+    raised when its turn comes.
+    """
+    taken: deque[_Item] = deque()
+    try:
+        for item in items:
+            taken.append(item)
+            if len(taken) > num:
+                yield taken.popleft()
+    except ChatLearnError:
+        yield from taken
+        raise
+    yield from taken
 
 
 def named_sources(sources: Any, setter: str) -> list[tuple[str, Any]]:

@@ -11,7 +11,7 @@ from chatlearn.data.replay import EpisodeBuffer, ReplayBuffer, SampleFunction, b
 from chatlearn.data.samples import Sample
 from chatlearn.data.stream import Experience, StreamDataset
 from chatlearn.engine.deployment import Deployment
-from chatlearn.modules.base import merge_batches
+from chatlearn.engine.executor import in_driver
 from chatlearn.runtime.seeding import derive_seed, seed_everything
 from chatlearn.types import Batch, SampleIds
 
@@ -29,9 +29,11 @@ class Replay:
         self._buffer = ReplayBuffer(runtime.max_replay_episode, runtime.replay_episode_offset)
 
     def add(self, deployment: Deployment, episode: int, experience: StreamDataset) -> None:
-        """Takes an episode's experience, which is complete."""
+        """Takes an episode's experience, which is complete, into the driver: a function of the user's may choose from
+        it, and checkpoints hold it.
+        """
         experience.fill()
-        parts = [(merge_batches(_values(deployment, part)), part.ids) for part in experience.experience]
+        parts = [(in_driver(deployment, part.sources), part.ids) for part in experience.experience]
         self._buffer.add(EpisodeBuffer(episode, parts))
 
     def choose(self, deployment: Deployment, episode: int) -> Iterator[Experience]:
@@ -63,10 +65,6 @@ class Replay:
     def load(self, state: dict[str, Any]) -> None:
         """Goes on where :meth:`state` was taken."""
         self._buffer.load(state)
-
-
-def _values(deployment: Deployment, part: Experience) -> list[Any]:
-    return [deployment.cluster.get(source) or {} for source in part.sources]
 
 
 def _whole_groups(samples: Sequence[Sample], size: int) -> Iterator[list[Sample]]:

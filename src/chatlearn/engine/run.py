@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +27,13 @@ from chatlearn.engine.best import BestMetric
 from chatlearn.engine.deployment import Deployment
 from chatlearn.engine.replay import Replay
 from chatlearn.errors import CheckpointError
-from chatlearn.modules.base import merge_batches
 from chatlearn.observe.curve import draw_learning_curve
 from chatlearn.observe.profiler import episode_profiler
 from chatlearn.observe.progress import Progress
-from chatlearn.observe.samples import sample_lines
+from chatlearn.observe.samples import logged_rows
 from chatlearn.observe.sinks import GuardedSink, open_sinks
 from chatlearn.observe.spans import TraceFile
+from chatlearn.runtime.calls import Rows
 
 
 class Run:
@@ -111,7 +110,8 @@ class Run:
         """Restores the counters and modules of the checkpoint, if there is one, and opens the files."""
         for name in deployment.names:
             if name not in self._trained:
-                deployment.apply_first(name, remember_setup, self._comes_by_sync(name))
+                deployment.ensure([name])
+                deployment.apply_first(name, remember_setup, self._comes_by_sync(name), lasts=True)
         if self._folder.checkpoint is not None:
             self.state, content = read_run_state(self._folder.checkpoint)
             if gone := sorted(set(content["modules"]) - set(deployment.names)):
@@ -122,7 +122,7 @@ class Run:
             self._store.point_to(self._folder.checkpoint.name)  # an older one, perhaps: what came after it is replaced
             for name in content["modules"]:
                 deployment.occupy([name])
-                deployment.apply(name, load_module, str(self._folder.checkpoint), self.state.episode)
+                deployment.apply(name, load_module, str(self._folder.checkpoint), self.state.episode, lasts=True)
             deployment.restore_shared(load_shared(self._folder.checkpoint))
             if self.replay is not None:
                 self.replay.load(load_replay(self._folder.checkpoint))
@@ -135,6 +135,7 @@ class Run:
         sinks = open_sinks(self.path, self.state.episode + 1, runtime.sinks, exp_name=runtime.exp_name, config=plain)
         self._sinks = [GuardedSink(sink) for sink in sinks]
         deployment.state = self.state
+        deployment.cluster.keep_logs(self.path / "logs")
         if runtime.trace:
             self._trace = deployment.trace = TraceFile(self.path / "trace.json")
             self._traced = deployment
@@ -192,17 +193,28 @@ class Run:
         self._progress.update(self.state.episode, row)
 
     def log_samples(self, deployment: Deployment, experience: Sequence[Experience]) -> None:
-        """Writes the first samples of the current episode, in whole groups, one JSON object a line."""
+        """Writes the first samples of the current episode, in whole groups, one JSON object a line.
 
-        def fetch(part: Experience) -> dict[str, Any]:
-            return merge_batches([deployment.cluster.get(source) or {} for source in part.sources])
-
-        parts = [(part.ids, partial(fetch, part)) for part in experience]
-        lines = sample_lines(parts, self.config.runtime.log_samples, self.state.episode + 1)
-        if lines:
-            folder = self.path / "samples"
+        The lines are made by the replicas that have made the samples.
+        """
+        episode, folder = self.state.episode + 1, self.path / "samples"
+        counts = logged_rows([part.ids for part in experience], self.config.runtime.log_samples)
+        texts = [
+            deployment.cluster.call(
+                part.maker or deployment.handles()[0],
+                "lines",
+                Rows(part.sources, range(count)),
+                part.ids.slice(0, count),
+                episode,
+            )
+            for part, count in zip(experience, counts, strict=True)
+            if count
+        ]
+        if texts:
             folder.mkdir(exist_ok=True)
-            (folder / f"episode-{self.state.episode + 1:06d}.jsonl").write_text("".join(lines), encoding="utf-8")
+            with (folder / f"episode-{episode:06d}.jsonl").open("w", encoding="utf-8") as file:
+                for text in texts:
+                    file.writelines(deployment.cluster.get(text))
 
     @property
     def save_is_due(self) -> bool:

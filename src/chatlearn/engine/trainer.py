@@ -35,7 +35,7 @@ class Trainer(Executor):
         assert self.graph.root is not None
         prompts = self.prompts.open(deployment, self.graph.root.module.name)
         size = deployment.config.runtime.train_global_batch_size
-        for batch, ids in prompts.episode(state.position, size, state.weight_version):
+        for batch, ids in self.fetched(deployment, prompts.episode(state.position, size, state.weight_version)):
             state.position += len(ids)
             yield Experience((batch,), ids)
 
@@ -67,7 +67,7 @@ class Trainer(Executor):
                 micro_batch_size=deployment.config.runtime.train_micro_batch_size,
                 after=tuple(ends[index] for index in node.after),
             )
-            values[node.index] = ends[node.index] = call.output
+            values[node.index], ends[node.index] = call.output, call.report
 
 
 def _keeps_rows(node: Node) -> str | None:

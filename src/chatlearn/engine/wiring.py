@@ -243,6 +243,16 @@ class Wiring:
             )
         return self._config
 
+    @property
+    def settled_modules(self) -> tuple[Config, list[str]]:
+        """The configuration that the engine was checked with, and the names of its modules.
+
+        Raises:
+            ConfigError: it was not checked yet, and there is no configuration.
+        """
+        modules = self._modules
+        return self._config or _with_optional_entries(get_config(), modules), list(modules)
+
     def _take_modules(self) -> None:
         for executor in self._executors:
             for module in executor.graph.modules.values():

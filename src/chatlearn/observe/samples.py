@@ -5,7 +5,7 @@ from __future__ import annotations
 import bdb
 import json
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -24,30 +24,38 @@ _MAX_BITS = 10_000
 """Python writes no longer integers as decimals."""
 
 
-def sample_lines(
-    parts: Sequence[tuple[SampleIds, Callable[[], Batch]]], limit: int | Literal["all"], episode: int
-) -> list[str]:
-    """The first samples of an episode, in whole groups as :func:`num_logged` counts them.
+def sample_lines(batch: Batch, ids: SampleIds, episode: int) -> list[str]:
+    """Each row of a batch as :func:`sample_line` writes it.
 
     Args:
-        parts: the episode's batches: the ids of the rows, and what fetches them. Only what is written is fetched.
-        limit: ``runtime.log_samples``.
-        episode: from 1.
-
-    Returns:
-        Lines of :func:`sample_line`.
+        batch: columns by name.
+        ids: of its rows; their weight version stands in the lines too.
+        episode: that made it, from 1.
     """
-    left = num_logged([group for ids, _ in parts for group in ids.group_ids], limit)
-    lines: list[str] = []
-    for ids, fetch in parts:
-        if not left:
-            break
-        batch, rows = fetch(), range(min(left, len(ids)))
-        for row in rows:
-            known = {"sample_id": ids.sample_ids[row], "group_id": ids.group_ids[row], "episode": episode}
-            lines.append(sample_line({**known, "weight_version": ids.weight_version}, batch, row))
-        left -= len(rows)
-    return lines
+    return [
+        sample_line(
+            {"sample_id": sample, "group_id": group, "episode": episode, "weight_version": ids.weight_version},
+            batch,
+            row,
+        )
+        for row, (sample, group) in enumerate(zip(ids.sample_ids, ids.group_ids, strict=True))
+    ]
+
+
+def logged_rows(parts: Sequence[SampleIds], limit: int | Literal["all"]) -> list[int]:
+    """How many rows at the beginning of each batch of an episode are written: the first samples, in whole groups as
+    :func:`num_logged` counts them.
+
+    Args:
+        parts: the ids of each batch.
+        limit: ``runtime.log_samples``.
+    """
+    left = num_logged([group for ids in parts for group in ids.group_ids], limit)
+    counts: list[int] = []
+    for ids in parts:
+        counts.append(min(left, len(ids)))
+        left -= counts[-1]
+    return counts
 
 
 def num_logged(group_ids: Sequence[int], limit: int | Literal["all"]) -> int:

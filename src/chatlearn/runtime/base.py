@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
+from chatlearn.config.schema import Config
 from chatlearn.modules.base import Description
 from chatlearn.runtime.calls import ReplicaSettings
+from chatlearn.runtime.placement import Node, Placement, Resources
 
-CLUSTERS = {"local": "chatlearn.runtime.local:LocalCluster"}
+CLUSTERS = {"local": "chatlearn.runtime.local:LocalCluster", "ray": "chatlearn.runtime.ray.cluster:RayCluster"}
 """``runtime_env.backend`` -> import path of the class; the engine finds clusters here and names none."""
 
 
@@ -25,12 +28,23 @@ class Handle:
         return f"{self.module}[{self.replica}]"
 
 
+@dataclass(frozen=True)
+class Location:
+    """Where a replica lives: equal ``process`` means the same memory, equal ``node`` the same machine."""
+
+    node: str
+    process: str
+
+
 class Future(Protocol):
     """A value that a cluster holds or will hold. Pass it to further calls instead of fetching it."""
 
     def result(self) -> Any:
         """The value, once it is there; raises what the call raised."""
         ...
+
+
+OnLoss = Callable[[Handle, Exception], None]
 
 
 class Cluster(Protocol):
@@ -40,13 +54,37 @@ class Cluster(Protocol):
     are resolved where the call runs.
     """
 
-    def start(self) -> None:
-        """Makes the cluster ready for :meth:`spawn`."""
+    @property
+    def overlaps(self) -> bool:
+        """Calls of different replicas may run at the same time."""
+        ...
+
+    def start(self, need: Resources = Resources()) -> None:
+        """Makes the cluster ready for :meth:`spawn` of replicas that need so much in all."""
+        ...
+
+    def nodes(self) -> list[Node]:
+        """The machines; none where replicas are placed on no devices."""
+        ...
+
+    def reserve(self, placement: Placement) -> None:
+        """Reserves the devices that replicas will sit on."""
         ...
 
     def spawn(self, description: Description, replica: int, settings: ReplicaSettings) -> Handle:
-        """Constructs a replica (without ``setup``)."""
+        """Begins to construct a replica (without ``setup``); what fails there is raised here or by its first call.
+
+        A handle that is there already gets a new replica, as after :attr:`on_loss`.
+        """
         ...
+
+    def location(self, handle: Handle) -> Location:
+        """Where a replica lives."""
+        ...
+
+    on_loss: OnLoss | None
+    """Called with a replica that has died, and with what is known about it: either makes up for the replica
+    (:meth:`spawn`, and whatever it has to be told before its unfinished calls run again), or raises."""
 
     def call(self, handle: Handle, method: str, *args: Any) -> Future:
         """Data call: ``method`` of the replica's :class:`~chatlearn.runtime.worker.Worker`.
@@ -75,6 +113,10 @@ class Cluster(Protocol):
         """Waits until ``num`` futures are done (0: only looks); returns (done, not done)."""
         ...
 
+    def keep_logs(self, folder: Path) -> None:
+        """Has one file for the output of each worker in a folder; nothing where they write to the driver's own."""
+        ...
+
     def stacks(self) -> dict[str, str]:
         """What every worker is executing: Python stacks by handle."""
         ...
@@ -88,8 +130,8 @@ class Cluster(Protocol):
         ...
 
 
-def create_cluster(backend: str, **options: Any) -> Cluster:
+def create_cluster(config: Config) -> Cluster:
     """The cluster that ``runtime_env.backend`` names."""
-    module_name, class_name = CLUSTERS[backend].split(":")
-    cluster: Callable[..., Cluster] = getattr(importlib.import_module(module_name), class_name)
-    return cluster(**options)
+    module_name, class_name = CLUSTERS[config.runtime_env.backend].split(":")
+    kind: Any = getattr(importlib.import_module(module_name), class_name)
+    return kind.configured(config)

@@ -20,6 +20,8 @@ class ReplicaSettings:
         runtime_args: the section ``runtime``.
         num_threads: torch threads while the module's functions run (sums differ between thread counts).
         seeds_globals: the global generators are seeded before each step too; not where steps run beside others.
+        replaceable: the replica keeps nothing between calls that ``setup`` and a sync do not give it, so that another
+            can take its place.
     """
 
     seed: int
@@ -28,6 +30,7 @@ class ReplicaSettings:
     runtime_args: Any
     num_threads: int = 1
     seeds_globals: bool = True
+    replaceable: bool = False
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Rows:
 
     Attributes:
         sources: futures of batches with the same rows (or the batches themselves), merged into one dict where
-            later ones win.
+            later ones win. A tuple of Rows among them is a batch in several pieces that name their rows.
         rows: which rows, in order; ``None`` means all of them.
     """
 

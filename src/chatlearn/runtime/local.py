@@ -12,15 +12,18 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from chatlearn.config.schema import Config
 from chatlearn.errors import WorkerError
 from chatlearn.modules.base import Description
 from chatlearn.runtime.arguments import copied_arguments
-from chatlearn.runtime.base import Future, Handle
+from chatlearn.runtime.base import Future, Handle, Location, OnLoss
 from chatlearn.runtime.calls import ReplicaSettings, Report, StepCall
 from chatlearn.runtime.clients import refs_in
 from chatlearn.runtime.futures import Done, Part, Pending, resolved
+from chatlearn.runtime.placement import Node, Placement, Resources
 from chatlearn.runtime.seeding import preserved_globals
 from chatlearn.runtime.threads import Threads, Turn
 from chatlearn.runtime.wire import carried
@@ -42,6 +45,8 @@ class LocalCluster:
         threads: with more than one, the steps of modules that declare ``thread_safe`` run on so many threads.
     """
 
+    on_loss: OnLoss | None = None  # the process is lost as a whole
+
     def __init__(self, isolate: bool = False, threads: int = 1) -> None:
         self._isolate = isolate
         self._num_threads = threads
@@ -49,10 +54,34 @@ class LocalCluster:
         self._workers: dict[Handle, Worker] = {}
         self._turns: dict[Handle, Turn] = {}
 
-    def start(self) -> None:
+    @classmethod
+    def configured(cls, config: Config) -> LocalCluster:
+        """The cluster that a configuration describes."""
+        return cls(config.runtime_env.isolate, config.runtime_env.local_threads)
+
+    @property
+    def overlaps(self) -> bool:
+        """With threads."""
+        return self._num_threads > 1
+
+    def start(self, need: Resources = Resources()) -> None:  # noqa: B008  # frozen
         """Makes the threads, if there are any; the process is there."""
         if self._num_threads > 1:
             self._threads = Threads(self._num_threads)
+
+    def nodes(self) -> list[Node]:
+        """None: one process places nothing on devices."""
+        return []
+
+    def location(self, handle: Handle) -> Location:
+        """This process."""
+        return Location("here", "here")
+
+    def reserve(self, placement: Placement) -> None:
+        """Reserves nothing."""
+
+    def keep_logs(self, folder: Path) -> None:
+        """Keeps none: all is written to this process's output."""
 
     def spawn(self, description: Description, replica: int, settings: ReplicaSettings) -> Handle:
         """Constructs a replica in this process."""

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from chatlearn.data.collate import merge, select, split
+from chatlearn.data.collate import split
 from chatlearn.data.padding import Padding
 from chatlearn.data.prompts import fetch_from, lengths_of, open_dataset
 from chatlearn.errors import ChatLearnError, DataError, ModuleError, StepError, WorkerError
@@ -29,10 +29,12 @@ from chatlearn.flow.signature import step_signature
 from chatlearn.guards import is_instance, is_list, kind_of
 from chatlearn.modules.base import BaseModule, Description, ModuleContext, merge_batches, step_functions
 from chatlearn.modules.settings import Settings
+from chatlearn.observe.samples import sample_lines
 from chatlearn.runtime.arguments import copied_arguments
 from chatlearn.runtime.batches import Returned, ReturnedTensors, normalise, own, taken_source_rows, tensors_of
 from chatlearn.runtime.calls import STEP_PHASES, Metrics, ReplicaSettings, Report, Rows, StepCall, StepData, Value
 from chatlearn.runtime.clients import Ask, Client, ClientRef, with_clients
+from chatlearn.runtime.rows import gathered, selected
 from chatlearn.runtime.seeding import derive_seed, seed_everything
 from chatlearn.types import Batch, SampleIds
 
@@ -216,7 +218,13 @@ class Worker:
 
     def gather(self, value: tuple[Rows, ...]) -> Batch:
         """Rows from several places as one batch that lives here."""
-        return _rows_of(value, self._padding)
+        return gathered(value, self._padding)
+
+    def lines(self, rows: Rows, ids: SampleIds, episode: int) -> list[str]:
+        """Rows as lines of text, made here so that only text has to travel; see
+        :func:`chatlearn.observe.samples.sample_lines`.
+        """
+        return sample_lines(selected(rows, self._padding), ids, episode)
 
     def _per_micro_batch(
         self, call: StepCall, function: Callable[..., Any], data: dict[str, list[Batch]]
@@ -376,20 +384,11 @@ def _number(module: str, name: str, value: Any) -> float:
 def _gather(values: Sequence[Value], micro_batch_size: int | None, padding: Mapping[str, Padding]) -> Any:
     """One parameter's data: a batch, or in a training flow a list of micro-batches."""
     if micro_batch_size is None:
-        return merge_batches([_rows_of(value, padding) for value in values])
+        return merge_batches([gathered(value, padding) for value in values])
     parts: list[list[Batch]] = [
-        value if is_list(value) else split(_rows_of(value, padding), micro_batch_size) for value in values
+        value if is_list(value) else split(gathered(value, padding), micro_batch_size) for value in values
     ]
     return parts[0] if len(parts) == 1 else [merge_batches(part) for part in zip(*parts, strict=True)]
-
-
-def _rows_of(value: tuple[Rows, ...], padding: Mapping[str, Padding]) -> Batch:
-    return merge([_selected(rows) for rows in value], padding)
-
-
-def _selected(rows: Rows) -> Batch:
-    batch = merge_batches(rows.sources)
-    return batch if rows.rows is None else select(batch, rows.rows)
 
 
 def _split_ids(ids: SampleIds, size: int) -> list[SampleIds]:

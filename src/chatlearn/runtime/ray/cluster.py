@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from chatlearn.runtime.ray.losses import loss
 from chatlearn.runtime.ray.payload import Argument, packed, replaced, unpacked
 from chatlearn.runtime.ray.relay import Relay
 from chatlearn.runtime.ray.reservation import Bundle, release, reserved
-from chatlearn.runtime.ray.tasks import RayFuture, Task
+from chatlearn.runtime.ray.tasks import RayFuture, Task, Value
 from chatlearn.runtime.ray.watch import PATIENCE, hang_report, stacks, wait_for_any
 from chatlearn.runtime.wire import encode
 
@@ -112,9 +113,9 @@ class RayCluster:
         task = Task(handle, "construct", (), "call")
         arguments = [payload] if isinstance(payload, bytes) else payload
         task.number = -len(self._constructed)  # before all calls
-        task.refs = (actor.construct.remote(encode(Surroundings.of_this_process()), *arguments),)
+        task.ending = actor.construct.remote(encode(Surroundings.of_this_process()), *arguments)
         self._open[id(task)] = task
-        self._constructed[handle] = RayFuture(task, 0, self.get)
+        self._constructed[handle] = RayFuture(task, None, self.get)
         return handle
 
     def location(self, handle: Handle) -> Location:
@@ -143,13 +144,14 @@ class RayCluster:
 
     def call(self, handle: Handle, method: str, *args: Any) -> Future:
         """Submits a data call; what it raises is raised where its value is read."""
-        task = Task(handle, method, args, "call_apart" if method in _APART else "call")
-        return RayFuture(self._submitted(task), 0, self.get)
+        if method in _APART:
+            return self._submitted_with_value(Task(handle, method, args, "call_apart"))
+        return RayFuture(self._submitted(Task(handle, method, args, "call")), None, self.get)
 
     def call_pair(self, handle: Handle, method: str, *args: Any) -> tuple[Future, Future]:
         """As :meth:`call`; a future for each of the two values that it returns."""
-        task = self._submitted(Task(handle, method, args, "call_pair"))
-        return RayFuture(task, 0, self.get), RayFuture(task, 1, self.get)
+        output = self._submitted_with_value(Task(handle, method, args, "call_pair"))
+        return output, RayFuture(output.task, None, self.get)
 
     def control(self, handle: Handle, method: str, *args: Any) -> Any:
         """Calls past the data calls of a replica."""
@@ -165,9 +167,9 @@ class RayCluster:
     def put(self, value: Any) -> Future:
         """Stores a value of the driver."""
         task = Task(Handle("driver", 0), "put", (), "call")
-        task.refs = (api.put(packed(value)),)
+        task.ending = api.put(packed(value))
         task.end()
-        return RayFuture(task, 0, self.get)
+        return RayFuture(task, None, self.get)
 
     def get(self, future: Any) -> Any:
         """The value of a future, in the driver."""
@@ -175,10 +177,10 @@ class RayCluster:
         self._finish(task)
         if task.error is not None:
             raise task.error
-        if task.receipt is not None and future.index == len(task.refs) - 1:
+        if future.value is None and task.receipt is not None:
             return unpacked(task.receipt)
         try:
-            return unpacked(api.get(task.refs[future.index]))
+            return unpacked(api.get(future.ref))
         except RayError as error:
             raise self._error(original(error)) from None
 
@@ -188,7 +190,7 @@ class RayCluster:
             waiting = list({id(f.task): f.task for f in futures if not f.task.done}.values())
             missing = num - sum(f.task.done for f in futures)
             if waiting:
-                refs = {task.refs[-1]: task for task in waiting}
+                refs = {task.ending: task for task in waiting}
                 if missing > 0:
                     self._await(list(refs))
                 for ref in api.ready(list(refs)):
@@ -237,6 +239,11 @@ class RayCluster:
 
     # -- calls --
 
+    def _submitted_with_value(self, task: Task) -> RayFuture:
+        value = Value()
+        task.value = weakref.ref(value)
+        return RayFuture(self._submitted(task), value, self.get)
+
     def _submitted(self, task: Task) -> Task:
         actor = self._actor(task.handle)
         refs: list[Any] = []
@@ -245,16 +252,21 @@ class RayCluster:
         def lifted(future: RayFuture) -> Argument:
             if not future.task.done:
                 task.inputs.append(future.task)
-            refs.append(future.task.refs[future.index])
+            refs.append(future.ref)
             return Argument(len(refs) - 1)
 
         args = replaced(task.args, RayFuture, lifted)
         peers = self._peers(task)
         for before in self._before(task, peers):
             task.inputs.append(before)
-            refs.append(before.refs[-1])
+            refs.append(before.ending)
         made: Any = getattr(actor, task.way).remote(_head(task, args), peers or b"", *refs)
-        task.refs = (made,) if task.way == "call" else tuple(made)
+        if task.way == "call":
+            task.ending = made
+        else:
+            ref, task.ending = made
+            if (value := task.value()) is not None:
+                value.ref = ref
         self._number += 1
         task.number, task.submitted = task.number or self._number, time.monotonic()
         self._open[id(task)] = self._last[task.handle] = task
@@ -290,7 +302,7 @@ class RayCluster:
             if self._end_or_cause(task, PATIENCE) is not None:
                 self._make_up()
             if not task.done:
-                self._await([task.refs[-1]])
+                self._await([task.ending])
 
     def _look(self, task: Task) -> None:
         """Takes what a call that has ended left behind; a replica that was lost is made up for."""
@@ -319,10 +331,10 @@ class RayCluster:
         again: list[Task] = []
         while self._open:
             waiting = list(self._open.values())
-            self._await([task.refs[-1] for task in waiting])
-            there = set(api.ready([task.refs[-1] for task in waiting]))
+            self._await([task.ending for task in waiting])
+            there = set(api.ready([task.ending for task in waiting]))
             for task in waiting:
-                if task.refs[-1] in there and (cause := self._end_or_cause(task)) is not None:
+                if task.ending in there and (cause := self._end_or_cause(task)) is not None:
                     del self._open[id(task)]
                     again.append(task)
                     lost.setdefault(self._lost_handle(task, cause), cause)
@@ -346,8 +358,8 @@ class RayCluster:
         for handle, future in self._constructed.items():
             if handle not in self._identities:
                 with contextlib.suppress(RayError, ChatLearnError):
-                    if api.ready(future.task.refs):
-                        self._identities[handle] = unpacked(api.get(future.task.refs[0]))
+                    if api.ready([future.ref]):
+                        self._identities[handle] = unpacked(api.get(future.ref))
         return self._identities
 
     def _end_or_cause(self, task: Task, timeout: float | None = None) -> BaseException | None:
@@ -355,7 +367,7 @@ class RayCluster:
         it is.
         """
         try:
-            self._end(task, api.get(task.refs[-1], timeout=timeout))
+            self._end(task, api.get(task.ending, timeout=timeout))
         except GetTimeoutError:
             return None
         except RayError as error:
@@ -395,9 +407,9 @@ class RayCluster:
         Raises:
             WorkerError: nothing has ended for too long.
         """
-        if not wait_for_any(refs, lambda: [task.refs[-1] for task in self._open.values()], self._hang_timeout):
+        if not wait_for_any(refs, lambda: [task.ending for task in self._open.values()], self._hang_timeout):
             for task in list(self._open.values()):
-                if api.ready(task.refs[-1:]):
+                if api.ready([task.ending]):
                     self._end_or_cause(task)
             raise WorkerError(hang_report(list(self._open.values()), self._known(), self._hang_timeout or 0))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,8 @@ from chatlearn.runtime.lost import LostReplicaError
 from chatlearn.runtime.ray import api
 from chatlearn.runtime.ray.host import Identity
 from chatlearn.runtime.ray.oom import kills_since
-from chatlearn.runtime.stacks import users_frames
 from chatlearn.runtime.ray.tasks import Task
+from chatlearn.runtime.stacks import users_frames
 
 _LOG_LINES = 12
 _REMOTE_SECONDS = 20
@@ -36,18 +36,15 @@ def loss(handle: Handle, identity: Identity | None, error: BaseException, runnin
     Raises:
         LostReplicaError: its node is gone, and with it the devices that are reserved for it.
     """
-    doing = f" while it ran {running.name}{f' ({running.place})' if running.place else ''}" if running else ""
+    doing = _doing(running)
     if identity is None:
         return WorkerError(f"{handle} could not be started: {_start_problem(handle, error)}")
     where = f"process {identity.pid} on {identity.host}"
     try:
         left: Remains = on_node(identity.node, remains, identity.last_words, identity.log)
     except WorkerError as unreachable:
-        is_there = identity.node in alive_nodes()
-        state = f"does not answer ({unreachable})" if is_there else "is gone"
-        raise LostReplicaError(
-            f"{handle} is lost{doing}: its node {identity.host} {state}. The node was {identity.node[:12]}…, the "
-            f"process there {identity.pid}. See what has become of the machine; the run needs as many devices to go on."
+        raise lost_with_node({handle: identity}, [running] if running else []) or LostReplicaError(
+            f"{handle} is lost{doing} ({where}): {unreachable}. See what has become of the machine."
         ) from None
     text = f"{handle} died{doing} ({where}): {_cause(error, left)}."
     if left.frames:
@@ -55,6 +52,33 @@ def loss(handle: Handle, identity: Identity | None, error: BaseException, runnin
     if left.log:
         text += f"\nThe last lines of its log:\n{left.log}"
     return LostReplicaError(text)
+
+
+def lost_with_node(identities: Mapping[Handle, Identity], unfinished: Iterable[Task]) -> LostReplicaError | None:
+    """What to say where replicas are gone together with their machine; ``None`` where all machines are there.
+
+    Args:
+        identities: the processes of all replicas.
+        unfinished: calls that were lost, in the order of submission.
+    """
+    alive = alive_nodes()
+    gone = {handle: identity for handle, identity in identities.items() if identity.node not in alive}
+    if not gone:
+        return None
+    running = next((task for task in unfinished if task.handle in gone), None)
+    handle = running.handle if running else next(iter(gone))
+    others = [str(other) for other in gone if other != handle]
+    identity, beside = gone[handle], f", and with it {', '.join(others)}" if others else ""
+    return LostReplicaError(
+        f"{handle} is lost{_doing(running)}: its node {identity.host} is gone{beside}. Ray called the node "
+        f"{identity.node[:12]}…. See what has become of the machine; the run needs as many devices to go on."
+    )
+
+
+def _doing(running: Task | None) -> str:
+    if running is None:
+        return ""
+    return f" while it ran {running.name}{f' ({running.place})' if running.place else ''}"
 
 
 @dataclass(frozen=True)

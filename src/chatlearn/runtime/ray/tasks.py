@@ -14,6 +14,19 @@ Way = Literal["call", "call_pair", "call_apart"]
 """How the values of a call come back: one; one and a report; one that stays on the cluster and a receipt."""
 
 
+class Value:
+    """A value that stays on the cluster for as long as a future of it is held.
+
+    Attributes:
+        ref: Ray's reference to it; another one after the call was submitted again.
+    """
+
+    __slots__ = ("__weakref__", "ref")
+
+    def __init__(self) -> None:
+        self.ref: Any = None
+
+
 class Task:
     """A call, from its submission until the driver has seen that it ended. It can be submitted again.
 
@@ -22,7 +35,8 @@ class Task:
         method: of its worker.
         args: with futures in them; dropped once it has ended.
         way: how its values come back.
-        refs: Ray's references to its values; the last one is small, and there when the call has ended.
+        ending: Ray's reference to what is there when it has ended: its only value, or a small report or receipt.
+        value: gives its other value, while anybody wants it.
         inputs: calls that it waits for and that had not ended when it was submitted.
         submitted: ``time.monotonic()`` then.
         before: the call that its replica got before this one; dropped once this one has ended.
@@ -30,7 +44,7 @@ class Task:
         number: in the order of first submission.
         done: the driver knows that it has ended.
         error: what it raised.
-        receipt: the value of the last reference.
+        receipt: what :attr:`ending` refers to.
     """
 
     __slots__ = (
@@ -38,21 +52,23 @@ class Task:
         "before",
         "done",
         "ended",
+        "ending",
         "error",
         "handle",
         "inputs",
         "method",
         "number",
         "receipt",
-        "refs",
         "submitted",
+        "value",
         "way",
     )
 
     def __init__(self, handle: Handle, method: str, args: tuple[Any, ...], way: Way) -> None:
         self.handle, self.method, self.way = handle, method, way
         self.args: tuple[Any, ...] = args
-        self.refs: tuple[Any, ...] = ()
+        self.ending: Any = None
+        self.value: Callable[[], Value | None] = lambda: None
         self.inputs: list[Task] = []
         self.submitted = self.ended = time.monotonic()
         self.before: Task | None = None
@@ -88,13 +104,18 @@ class RayFuture:
 
     Attributes:
         task: the call.
-        index: which of its values.
+        value: that stays on the cluster; ``None``: what comes back with the end of the call.
         get: fetches it.
     """
 
     task: Task
-    index: int
+    value: Value | None
     get: Callable[[RayFuture], Any]
+
+    @property
+    def ref(self) -> Any:
+        """Ray's reference to it."""
+        return self.task.ending if self.value is None else self.value.ref
 
     def result(self) -> Any:
         """The value, once it is there; raises what the call raised."""

@@ -16,8 +16,8 @@ from chatlearn.runtime.clients import refs_in
 from chatlearn.runtime.ray import api
 from chatlearn.runtime.ray.host import Identity
 from chatlearn.runtime.ray.losses import on_node
-from chatlearn.runtime.stacks import Stack, running
 from chatlearn.runtime.ray.tasks import Task
+from chatlearn.runtime.stacks import Stack, running
 
 PATIENCE = 1.0
 """Seconds for which only what is waited for is looked at."""
