@@ -40,7 +40,7 @@ class Holder(BaseModule):
     def setup(self) -> None:
         """Makes both."""
         self.model = torch.nn.ParameterList([torch.randn(1000, ELEMENTS // 1000) for _ in range(NUM_TENSORS)])
-        self.here, self.there = (np.ones(NUM_TENSORS * ELEMENTS * 4, np.uint8) for _ in range(2))
+        self.here, self.there = (torch.ones(NUM_TENSORS * ELEMENTS).numpy() for _ in range(2))  # as weights have it
 
     def forward_step(self, data: Any) -> Any:
         """Does nothing."""

@@ -1,16 +1,19 @@
-"""How weights move: read on the trained side, carried by the cluster, written on the rollout side, checked on arrival.
+"""What modules offer to parameter sync, and how weights move inside of one process: read on the trained side, written
+on the rollout side, checked on arrival.
 
 The functions here run beside a module (``Worker.apply``); the first argument is the module.
 """
 
 from __future__ import annotations
 
-import zlib
+import ctypes
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+import xxhash
 
 from chatlearn.errors import SyncError
 from chatlearn.sync.plan import Block, Held, Transfer
@@ -23,12 +26,12 @@ class Published:
     Attributes:
         version: counts syncs, from 1.
         tensors: one per transfer, in the plan's order.
-        checksum: CRC-32 over the transported bytes.
+        digests: :func:`checksum` of each.
     """
 
     version: int
     tensors: list[torch.Tensor]
-    checksum: int
+    digests: list[int]
 
 
 @dataclass(frozen=True)
@@ -54,26 +57,36 @@ class SyncView:
 
 @dataclass(frozen=True)
 class Described:
-    """A :class:`SyncView` without the tensors themselves."""
+    """A :class:`SyncView` without the tensors themselves, and what the module's section says about sync.
+
+    Attributes:
+        shares: replicas may use shared memory itself as their weights (``models.<name>.share_weights``).
+        largest_chunk: bytes that are sent together at most (``runtime.coalesced_buffer_mb``).
+    """
 
     held: dict[str, Held]
     fixed: frozenset[str]
     scales: dict[str, float] | None
     base: str
     whole: frozenset[str]
+    shares: bool
+    largest_chunk: int
 
 
 def describe_view(module: Any, merged: bool = False) -> Described:
     """What a module offers to parameter sync: parameters and persistent buffers of ``module.model``, by default. A
     module without ``self.model`` offers nothing.
     """
-    view = _view(module, merged)
+    view = view_of(module, merged)
     held = {
         name: Held(tuple(t.shape), str(t.dtype), Block((0,) * t.ndim, tuple(t.shape)))
         for name, t in (view.outlines or view.tensors).items()
         if t.numel()
     }
-    return Described(held, view.fixed, None if view.scales is None else dict(view.scales), view.base, view.whole)
+    scales = None if view.scales is None else dict(view.scales)
+    shares = getattr(getattr(module, "module_args", None), "share_weights", False)
+    largest_chunk = getattr(getattr(module, "runtime_args", None), "coalesced_buffer_mb", 100) * 2**20
+    return Described(held, view.fixed, scales, view.base, view.whole, shares, largest_chunk)
 
 
 def describe_weights(module: Any) -> dict[str, Held]:
@@ -83,9 +96,9 @@ def describe_weights(module: Any) -> dict[str, Held]:
 
 def read_weights(module: Any, transfers: list[Transfer], version: int, merged: bool = False) -> Published:
     """The slices that a plan sends. They share memory with the model; whoever carries them copies."""
-    weights = _view(module, merged).tensors
+    weights = view_of(module, merged).tensors
     tensors = [weights[transfer.name][transfer.source_slice].detach() for transfer in transfers]
-    return Published(version, tensors, checksum(tensors))
+    return Published(version, tensors, [checksum([tensor]) for tensor in tensors])
 
 
 def write_weights(module: Any, transfers: list[Transfer], published: Published) -> int:
@@ -94,13 +107,19 @@ def write_weights(module: Any, transfers: list[Transfer], published: Published) 
     Raises:
         SyncError: what arrived is not what was sent.
     """
-    if (arrived := checksum(published.tensors)) != published.checksum:
+    if len(published.tensors) != len(transfers):
         raise SyncError(
-            f"{module.name}: the weights of version {published.version} arrived damaged (checksum {arrived:08x}, "
-            f"sent {published.checksum:08x}). "
-            f"The rollout model is unchanged; run again, and check the machine's memory and network if it repeats."
+            f"{module.name}: {len(published.tensors)} tensors of version {published.version} arrived where "
+            f"{len(transfers)} were planned. The rollout model is unchanged."
         )
-    weights = _view(module).tensors
+    for transfer, tensor, digest in zip(transfers, published.tensors, published.digests, strict=True):
+        if (arrived := checksum([tensor])) != digest:
+            raise SyncError(
+                f"{module.name}: {transfer.name} of version {published.version} arrived damaged (checksum "
+                f"{arrived:016x}, sent {digest:016x}). The rollout model is unchanged; run again, and check the "
+                f"machine's memory if it repeats."
+            )
+    weights = view_of(module).tensors
     with torch.no_grad():
         for transfer, tensor in zip(transfers, published.tensors, strict=True):
             weights[transfer.name][transfer.destination_slice].copy_(tensor)
@@ -108,11 +127,20 @@ def write_weights(module: Any, transfers: list[Transfer], published: Published) 
 
 
 def checksum(tensors: list[torch.Tensor]) -> int:
-    """CRC-32 over the bytes of all tensors, in order."""
-    value = 0
+    """XXH3, 64 bits, over the bytes of all tensors, in order."""
+    digest = xxhash.xxh3_64()
     for tensor in tensors:
-        value = zlib.crc32(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data, value)
-    return value
+        plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+        digest.update(memory_of(plain).data)
+    return digest.intdigest()
+
+
+def memory_of(tensor: torch.Tensor) -> np.ndarray:
+    """``[n] uint8``: the memory of a contiguous tensor on the CPU, for as long as the tensor lives. ``Tensor.numpy()``
+    would make its storage one that can't be released any more.
+    """
+    memory: Any = (ctypes.c_uint8 * tensor.nbytes).from_address(tensor.data_ptr())
+    return np.ndarray((tensor.nbytes,), np.uint8, memory)
 
 
 def plain_view(module: Any) -> SyncView:
@@ -123,6 +151,7 @@ def plain_view(module: Any) -> SyncView:
     return SyncView({name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)})
 
 
-def _view(module: Any, merged: bool = False) -> SyncView:
+def view_of(module: Any, merged: bool = False) -> SyncView:
+    """What a module offers; for ``merged`` see :meth:`chatlearn.modules.torch.TorchModule.sync_view`."""
     own: Callable[[bool], SyncView] | None = getattr(module, "sync_view", None)
     return plain_view(module) if own is None else own(merged)
