@@ -134,9 +134,11 @@ def test_a_run_that_had_seen_enough_does_not_train_on_when_it_is_resumed(
     def killed(*args: Any) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(chatlearn.engine.run.Run, "finish", killed)
-        toys.make_engine().learn()
+        engine = toys.make_engine()
+        with pytest.raises(KeyboardInterrupt):
+            engine.learn()
     before = toys.rows_of(tmp_path / "toy")
     assert len(before) < 9
 

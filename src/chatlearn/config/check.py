@@ -20,7 +20,7 @@ from chatlearn.config.values import name_groups, split_names
 from chatlearn.config.wording import nearest, path_in_data, problems_from, unknown_key
 from chatlearn.guards import is_list, is_mapping
 
-__all__ = ["Problem", "check_args", "check_models", "notes", "raise_problems", "validate"]
+__all__ = ["Problem", "check_args", "check_models", "notes", "raise_problems", "source_of", "validate"]
 
 
 def validate(tree: Tree, into: Config | None = None) -> Config:
@@ -96,7 +96,7 @@ def check_args(name: str, args_model: type[BaseModel] | None, config: Config) ->
     def mark_at(path: Path) -> Mark:
         key = ".".join(path)
         text, outside = config.written.get(key, (None, False))
-        return Mark(_source(config, path), key, text, outside)
+        return Mark(source_of(config, path), key, text, outside)
 
     problems = _unknown_args(args_model, args, prefix, mark_at)
     try:
@@ -123,7 +123,7 @@ def check_models(
     unused = [name for name in config.models if name not in module_names]
     missing = [name for name in module_names if name not in config.models] if config.models else []
     lines = [
-        f"{_source(config, ('models', name))}  models.{name}: no flow uses a module of this name" for name in unused
+        f"{source_of(config, ('models', name))}  models.{name}: no flow uses a module of this name" for name in unused
     ]
     if trained is not None:
         lines += _not_trained(config, [name for name in config.models if name not in (*unused, *trained)])
@@ -135,12 +135,12 @@ def _without_entry(config: Config, name: str, unused: list[str]) -> Problem:
     hint = f"; did you mean it by the entry `{guess}`?" if guess else ""
     fix = f"rename the entry `{guess}` or add `{name}:` under models" if guess else f"add `{name}:` under models"
     message = f"the module `{name}` has no entry under models, while others have one{hint}"
-    return Problem(_source(config, ("models",)), f"models.{name}", message, fix)
+    return Problem(source_of(config, ("models",)), f"models.{name}", message, fix)
 
 
 def _not_trained(config: Config, names: Iterable[str]) -> list[str]:
     return [
-        f"{_source(config, ('models', name, 'trainable'))}  models.{name}.trainable: no flow trains this module"
+        f"{source_of(config, ('models', name, 'trainable'))}  models.{name}.trainable: no flow trains this module"
         for name in names
         if config.models[name].trainable
     ]
@@ -196,7 +196,7 @@ def _unknown_args(model: type[BaseModel], data: Mapping[Any, Any], prefix: Path,
     return problems
 
 
-def _source(config: Config, path: Path) -> str:
+def source_of(config: Config, path: Path) -> str:
     """Source of the value at ``path``, or of the nearest section around it."""
     keys = (".".join(path[:length]) for length in range(len(path), 0, -1))
     return next((config.sources[key] for key in keys if config.sources.get(key, "default") != "default"), "defaults")

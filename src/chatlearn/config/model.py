@@ -66,9 +66,14 @@ class ModelConfig(Section):
 
     num_gpu: int = Field(default=0, ge=0, description="GPUs of the module, all replicas together.")
     gpu_per_process: int = Field(default=1, ge=1, description="GPUs that each process of the module sees.")
-    num_cpu: int = Field(default=0, ge=0, description="CPU cores reserved for each replica.")
+    num_cpu: int = Field(default=0, ge=0, description="CPU cores reserved for each replica; 0 is `cpu_per_process`.")
     cpu_per_process: int = Field(default=1, ge=1, description="Threads that each process may use for computing.")
     num_replica: int = Field(default=1, ge=1, description="Copies of the module that share its batches.")
+    python: PathText | None = Field(
+        default=None,
+        description="Python of another environment that the module's workers run in, such as `/opt/judge/bin/python`; "
+        "it needs chatlearn with the extra `ray`, of the driver's versions.",
+    )
     trainable: bool = Field(
         default=False,
         description="Whether the module is trained. The trainer's flow decides; this states it for the reader.",
@@ -100,6 +105,11 @@ class ModelConfig(Section):
     sync_frequency: int = Field(
         default=1, ge=1, description="The module's weights are synchronised after every so many episodes."
     )
+    share_weights: bool = Field(
+        default=False,
+        description="Replicas that sit on the trained module's machine and on its CPU use the memory that the weights "
+        "are published in, in place of a copy each.",
+    )
     offload_weights: bool = Field(default=False, description="Move the weights to the CPU while the module waits.")
     offload_optimizer_states: bool = Field(
         default=False, description="Move the optimizer's state to the CPU while the module waits."
@@ -107,7 +117,8 @@ class ModelConfig(Section):
     free_grad_buffers: bool = Field(default=False, description="Free the gradients while the module waits.")
     free_memory: bool = Field(
         default=False,
-        description="All three together: `offload_weights`, `offload_optimizer_states`, `free_grad_buffers`.",
+        description="All three together: `offload_weights`, `offload_optimizer_states`, `free_grad_buffers`, where the "
+        "module shares its devices with another.",
     )
     force_free_memory: bool = Field(
         default=False, description="As `free_memory`, also where the module shares its devices with no other."

@@ -131,6 +131,22 @@ class RuntimeConfig(Section):
         default="SPREAD", description="Whether modules without a GPU are spread over the nodes or packed together."
     )
 
+    # Failures
+    hang_timeout_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        default=1800.0,
+        description="Seconds in which no call of any module ends before the run is taken to hang. On a cluster it ends "
+        "with what each worker is executing; in one process a note says it. `null` waits for ever.",
+    )
+    max_replacements: int = Field(
+        default=3, ge=0, description="Times that each inference replica that dies is replaced within the run."
+    )
+    max_restarts: int = Field(
+        default=0,
+        ge=0,
+        description="Times that the run goes on from its last checkpoint by itself, after a module that is trained, or "
+        "one that keeps state, has died.",
+    )
+
     # Evaluation and the best checkpoint
     eval_episode_interval: int = Field(
         default=0, ge=0, description="Evaluate after every so many episodes; 0 is never."

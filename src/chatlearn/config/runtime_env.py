@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from chatlearn.config.section import Names, PathText, Section
+from chatlearn.config.values import problem
 
 
 class RuntimeEnvConfig(Section):
@@ -14,8 +16,15 @@ class RuntimeEnvConfig(Section):
 
     section: ClassVar[str] = "runtime_env"
 
-    backend: Literal["local"] = Field(
-        default="local", description="Cluster that runs the modules: `local` is this process."
+    backend: Literal["local", "ray"] = Field(
+        default="local",
+        description="Cluster that runs the modules: `local` is this process, `ray` gives each replica a process of its "
+        "own, on this machine or on many.",
+    )
+    address: str | None = Field(
+        default=None,
+        description="Ray cluster to join, such as `10.0.0.1:6379`, or `auto` for the one of this machine. `null` "
+        "starts a Ray on this machine for as long as the program needs it.",
     )
     isolate: bool = Field(
         default=False,
@@ -35,3 +44,13 @@ class RuntimeEnvConfig(Section):
     excludes: Names = Field(
         default_factory=list, description="Files of `working_dir` that are not copied to the workers."
     )
+
+    @field_validator("address", mode="after")
+    @classmethod
+    def _of_a_head(cls, value: str | None) -> str | None:
+        if value is None or value == "auto" or re.fullmatch(r"[^\s/]+:[0-9]{1,5}", value):
+            return value
+        message = "expected HOST:PORT as `ray start --head` prints it, or auto"
+        if value.startswith("ray://"):
+            message += "; with ray:// the program would not run on a machine of the cluster, as it has to"
+        raise problem(f"{message}; got {value!r}", "write it as in 10.0.0.1:6379, or leave it out to start a Ray here")

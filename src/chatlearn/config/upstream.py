@@ -1,4 +1,4 @@
-"""Keys of older configurations that do nothing here: kept for a cluster, or obsolete."""
+"""Keys that do nothing on the cluster that is chosen, and keys of older configurations that are gone."""
 
 from __future__ import annotations
 
@@ -8,30 +8,69 @@ _WORKERS = "the modules run in this process, with its packages and its folder"
 _DEVICES = "one process places no modules on devices"
 _RANKS = "one process splits no model over ranks"
 _SENDING = "inside one process weights are copied, not sent"
+_NO_WORKERS = "there are no other processes; set runtime_env.backend to ray to have them"
+
+_ENVIRONMENT = ("pip", "py_modules", "working_dir", "platform", "excludes")
+_PARALLEL = (
+    "tensor_model_parallel_size",
+    "pipeline_model_parallel_size",
+    "expert_model_parallel_size",
+    "fsdp_size",
+    "sp_size",
+    "zero_size",
+)
+_TRANSPORT = (
+    "param_sync_comm_type",
+    "param_sync_max_workers",
+    "concurrent_comm",
+    "coalesced_buffer_mb",
+    "free_sync_collective_group",
+    "routed_expert_regrouping_comm_type",
+)
+_MODEL = {
+    "model_type": "the module's class decides",
+    "lora": "write models.<name>.args.lora for a ready-made module, with r for lora_dim, alpha for lora_dim x "
+    "lora_scaling, dropout for lora_dropout, and names of layers in target_modules for lora_layer",
+}
+_GENERATION = {"min_prompt_length": "responses are generated for whole batches, in one stage"}
+_CHECKSUMS = {"validate_param_sync": "every sync is checked by its checksum"}
 
 WITHOUT_EFFECT: dict[str, dict[str, str]] = {
-    "runtime_env": dict.fromkeys(("pip", "py_modules", "working_dir", "platform", "excludes"), _WORKERS),
+    "runtime_env": {**dict.fromkeys(_ENVIRONMENT, _WORKERS), "address": _NO_WORKERS},
     "models.*": {
         **dict.fromkeys(("num_gpu", "gpu_per_process", "num_cpu"), _DEVICES),
-        "tensor_model_parallel_size": _RANKS,
-        "pipeline_model_parallel_size": _RANKS,
-        "expert_model_parallel_size": _RANKS,
-        **dict.fromkeys(("fsdp_size", "sp_size", "zero_size"), _RANKS),
-        "model_type": "the module's class decides",
-        "lora": "write models.<name>.args.lora for a ready-made module, with r for lora_dim, alpha for lora_dim x "
-        "lora_scaling, dropout for lora_dropout, and names of layers in target_modules for lora_layer",
+        "python": _NO_WORKERS,
+        **dict.fromkeys(_PARALLEL, _RANKS),
+        **_MODEL,
     },
-    "models.*.batch_generation": {"min_prompt_length": "responses are generated for whole batches, in one stage"},
+    "models.*.batch_generation": _GENERATION,
     "runtime": {
         **dict.fromkeys(("colocation", "cpu_schedule_strategy"), _DEVICES),
-        "validate_param_sync": "every sync is checked by its checksum",
+        **dict.fromkeys(("max_replacements", "max_restarts"), _NO_WORKERS),
+        **_CHECKSUMS,
         "concurrent_setup": "modules of one process share its generators, so they are set up one after the other",
-        **dict.fromkeys(("param_sync_comm_type", "param_sync_max_workers", "concurrent_comm"), _SENDING),
-        **dict.fromkeys(("coalesced_buffer_mb", "bucket_size_mb_in_memory_manager"), _SENDING),
-        **dict.fromkeys(("free_sync_collective_group", "routed_expert_regrouping_comm_type"), _SENDING),
+        **dict.fromkeys(_TRANSPORT, _SENDING),
     },
 }
 """Keys that are checked and kept but change nothing in one process, section by section: key -> why."""
+
+WITHOUT_EFFECT_ON_RAY: dict[str, dict[str, str]] = {
+    "runtime_env": {
+        **dict.fromkeys(
+            _ENVIRONMENT,
+            "workers have the driver's folder, modules and packages; models.<name>.python names another environment",
+        ),
+        **dict.fromkeys(("isolate", "local_threads"), "each replica is a process of its own"),
+    },
+    "models.*": {**dict.fromkeys(_PARALLEL, "no model is split over ranks yet"), **_MODEL},
+    "models.*.batch_generation": _GENERATION,
+    "runtime": {
+        **_CHECKSUMS,
+        "concurrent_setup": "replicas are always set up side by side",
+        **dict.fromkeys(_TRANSPORT, "where two replicas live decides how weights go from one to the other"),
+    },
+}
+"""As :data:`WITHOUT_EFFECT`, where each replica is a process."""
 
 OBSOLETE: dict[str, dict[str, str]] = {
     "runtime": {
@@ -58,7 +97,7 @@ OBSOLETE: dict[str, dict[str, str]] = {
 
 
 def notes(config: Config) -> list[str]:
-    """One line for each key that was set but changes nothing in one process, with its place.
+    """One line for each key that was set but changes nothing on the cluster that is chosen, with its place.
 
     A key that keeps its default is not mentioned, and a key that several models set is mentioned once.
     """
@@ -71,7 +110,9 @@ def notes(config: Config) -> list[str]:
         },
         "runtime": {"runtime": config.runtime},
     }
-    for section, keys in WITHOUT_EFFECT.items():
+    in_one_process = config.runtime_env.backend == "local"
+    table, where = (WITHOUT_EFFECT, "in one process") if in_one_process else (WITHOUT_EFFECT_ON_RAY, "on a cluster")
+    for section, keys in table.items():
         default = SECTIONS[section]()
         for key, why in keys.items():
             given = [
@@ -81,5 +122,5 @@ def notes(config: Config) -> list[str]:
             ]
             if given:
                 source = config.sources.get(given[0], "default")
-                lines.append(f"{source}  {', '.join(given)}: no effect in one process: {why}")
+                lines.append(f"{source}  {', '.join(given)}: no effect {where}: {why}")
     return lines

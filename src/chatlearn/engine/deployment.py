@@ -23,7 +23,7 @@ from chatlearn.observe.metrics import MetricBuffer
 from chatlearn.runtime.base import Cluster, Future, Handle, create_cluster
 from chatlearn.runtime.calls import ReplicaSettings, Report, Rows, StepCall, Value
 from chatlearn.runtime.clients import ClientRef, with_clients
-from chatlearn.runtime.placement import Resources, needed, place
+from chatlearn.runtime.placement import NOTHING, needed, place
 from chatlearn.types import Batch, SampleIds, num_rows
 
 _TURNS = {"hook": 0, "experience": 1, "train": 2}
@@ -72,7 +72,7 @@ class Deployment:
         """
         self.cluster.on_loss = Replacements(self, note).replace
         startup = Startup(note)
-        self.cluster.start(needed(self.config, self._modules) if self._is_placed else Resources())
+        self.cluster.start(needed(self.config, self._modules) if self._is_placed else NOTHING)
         if nodes := self.cluster.nodes():
             startup.reached(f"{len(nodes)} {'node' if len(nodes) == 1 else 'nodes'}")
             self.cluster.reserve(place(self.config, self._modules, nodes))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 from chatlearn.checkpoint.module_state import drifting_modules
@@ -16,7 +17,7 @@ from chatlearn.engine.environment import Environment
 from chatlearn.engine.evaluator import Evaluation, Evaluator
 from chatlearn.engine.process import Interrupted, frozen_heap, sigterm_raises
 from chatlearn.engine.replay import Replay
-from chatlearn.engine.restarts import Restarts, quietly
+from chatlearn.engine.restarts import Restarts, close_after
 from chatlearn.engine.run import Run
 from chatlearn.engine.syncs import open_syncs
 from chatlearn.engine.trainer import Trainer
@@ -424,12 +425,11 @@ class Engine(Wiring):
                     run.lap("setup")
                     yield run
             except KeyboardInterrupt:
-                quietly(run.end, "interrupted")
-                quietly(self._end_deployment)
-                raise Interrupted(exit_code()) from None
+                interrupt = Interrupted(exit_code())
+                close_after(interrupt, partial(run.end, "interrupted"), self._end_deployment)
+                raise interrupt from None
             except BaseException as error:
                 goes_on = has_begun and restarts.follows(error)
-                quietly(run.close if goes_on else run.end, "failed")
-                quietly(self._end_deployment)
+                close_after(error, partial(run.close if goes_on else run.end, "failed"), self._end_deployment)
                 if not goes_on:
                     raise

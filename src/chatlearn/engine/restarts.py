@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -45,9 +46,12 @@ class Restarts:
         return True
 
 
-def quietly(function: Callable[..., Any], *args: Any) -> None:
-    """Calls a function on the way out of an error, which its own must not hide."""
+def close_after(error: BaseException, *functions: Callable[[], Any]) -> None:
+    """Calls all functions on the way out of an error. What they raise is told, and the error itself comes out."""
     try:
-        function(*args)
-    except Exception as error:
-        print(f"note: while the run was closed: {type(error).__name__}: {error}", flush=True)
+        with ExitStack() as stack:
+            for function in reversed(functions):
+                stack.callback(function)
+    except Exception as problem:
+        print(f"note: while the run was closed: {type(problem).__name__}: {problem}", flush=True)
+        raise error from error.__cause__

@@ -134,6 +134,8 @@ def _plain(value: Any, path: str, odd: dict[str, str], depth: int) -> Any:
         return value
     if is_instance(value, (np.bool_, np.str_)):
         return value.item()
+    if is_instance(value, np.timedelta64):  # numpy counts it among the integers
+        return _text(value)
     if is_instance(value, (int, np.integer)):
         number = int(value)
         return number if number.bit_length() <= _MAX_BITS else hex(number)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from chatlearn.config.schema import Config
 from chatlearn.modules.base import Description
 from chatlearn.runtime.calls import ReplicaSettings
-from chatlearn.runtime.placement import Node, Placement, Resources
+from chatlearn.runtime.placement import NOTHING, Node, Placement, Resources
 
 CLUSTERS = {"local": "chatlearn.runtime.local:LocalCluster", "ray": "chatlearn.runtime.ray.cluster:RayCluster"}
 """``runtime_env.backend`` -> import path of the class; the engine finds clusters here and names none."""
@@ -59,7 +59,7 @@ class Cluster(Protocol):
         """Calls of different replicas may run at the same time."""
         ...
 
-    def start(self, need: Resources = Resources()) -> None:
+    def start(self, need: Resources = NOTHING) -> None:
         """Makes the cluster ready for :meth:`spawn` of replicas that need so much in all."""
         ...
 

@@ -18,7 +18,7 @@ _NAMES = {
 
 def name_of(method: str, args: tuple[Any, ...]) -> str:
     """The step or the hook that a call runs, or what is done beside the module."""
-    if method in ("run", "hook", "move") and args:
+    if method in ("run", "answer", "hook", "move") and args:
         return str(getattr(args[0], "step", args[0]))
     if method == "apply" and args:
         if str(getattr(args[0], "__module__", "")).startswith("chatlearn.sync."):
@@ -29,7 +29,7 @@ def name_of(method: str, args: tuple[Any, ...]) -> str:
 
 def place_of(method: str, args: tuple[Any, ...]) -> str:
     """Where in the run a call stands, such as ``episode 3, batch 17``; empty where that is not known."""
-    if method == "run" and args:
+    if method in ("run", "answer") and args:
         return str(args[0].place)
     return " ".join(map(str, args[1:])) if method == "hook" else ""
 

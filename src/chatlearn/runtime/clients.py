@@ -88,6 +88,11 @@ class Client:
         if rows is not None:
             if len(rows) != count:
                 raise StepError(f"{self._place}: {self.name} gets {count} rows, but rows= names {len(rows)}.")
+            if wrong := [row for row in rows if not 0 <= row < len(ids)]:
+                raise StepError(
+                    f"{self._place}: rows= names row {wrong[0]} for {self.name}, but the call has the rows 0 to "
+                    f"{len(ids) - 1}."
+                )
             return ids.take(rows)
         return ids if count == len(ids) else SampleIds(tuple(range(count)), tuple(range(count)), ids.weight_version)
 

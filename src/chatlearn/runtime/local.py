@@ -23,9 +23,10 @@ from chatlearn.runtime.base import Future, Handle, Location, OnLoss
 from chatlearn.runtime.calls import ReplicaSettings, Report, StepCall
 from chatlearn.runtime.clients import refs_in
 from chatlearn.runtime.futures import Done, Part, Pending, resolved
-from chatlearn.runtime.placement import Node, Placement, Resources
+from chatlearn.runtime.placement import NOTHING, Node, Placement, Resources
 from chatlearn.runtime.seeding import preserved_globals
 from chatlearn.runtime.threads import Threads, Turn
+from chatlearn.runtime.watchdog import Watchdog
 from chatlearn.runtime.wire import carried
 from chatlearn.runtime.worker import Worker
 from chatlearn.types import Batch
@@ -43,12 +44,14 @@ class LocalCluster:
     Args:
         isolate: send every argument and result through the wire format, as if workers were processes of their own.
         threads: with more than one, the steps of modules that declare ``thread_safe`` run on so many threads.
+        hang_timeout: seconds without any call ending after which a note tells what runs; ``None``: never.
     """
 
     on_loss: OnLoss | None = None  # the process is lost as a whole
 
-    def __init__(self, isolate: bool = False, threads: int = 1) -> None:
+    def __init__(self, isolate: bool = False, threads: int = 1, hang_timeout: float | None = None) -> None:
         self._isolate = isolate
+        self._watchdog = Watchdog(hang_timeout)
         self._num_threads = threads
         self._threads: Threads | None = None
         self._workers: dict[Handle, Worker] = {}
@@ -57,15 +60,16 @@ class LocalCluster:
     @classmethod
     def configured(cls, config: Config) -> LocalCluster:
         """The cluster that a configuration describes."""
-        return cls(config.runtime_env.isolate, config.runtime_env.local_threads)
+        return cls(config.runtime_env.isolate, config.runtime_env.local_threads, config.runtime.hang_timeout_seconds)
 
     @property
     def overlaps(self) -> bool:
         """With threads."""
         return self._num_threads > 1
 
-    def start(self, need: Resources = Resources()) -> None:  # noqa: B008  # frozen
+    def start(self, need: Resources = NOTHING) -> None:
         """Makes the threads, if there are any; the process is there."""
+        self._watchdog.start()
         if self._num_threads > 1:
             self._threads = Threads(self._num_threads)
 
@@ -102,15 +106,21 @@ class LocalCluster:
         """
         worker = self._worker(handle)
         if self._threads is None or method in _AT_ONCE:
-            arguments = self._carried(resolved(args))
-            return Done(self._carried(getattr(worker, method)(*arguments)))
+            return Done(self._run(worker, handle, method, self._carried(resolved(args))))
 
         def run(*arguments: Any) -> Any:
-            return self._carried(getattr(worker, method)(*self._carried(arguments)))
+            return self._run(worker, handle, method, self._carried(arguments))
 
         pooled = method in _STEPS and not worker.settings.seeds_globals
         trains = method == "run" and args[0].phase == "train"
         return self._threads.submit(self._orders(handle, method, args), pooled, run, args, ahead=trains)
+
+    def _run(self, worker: Worker, handle: Handle, method: str, args: tuple[Any, ...]) -> Any:
+        outer = self._watchdog.begin(handle, method, args)
+        try:
+            return self._carried(getattr(worker, method)(*args))
+        finally:
+            self._watchdog.end(outer)
 
     def _orders(self, handle: Handle, method: str, args: tuple[Any, ...]) -> tuple[Handle, ...]:
         """The replicas in whose order a call stands: its own, and those of the stateful modules that its step is given
@@ -141,7 +151,7 @@ class LocalCluster:
 
         def run() -> tuple[Any, Report]:
             with preserved_globals() if worker.settings.seeds_globals else nullcontext():
-                return self._carried(worker.answer(*self._carried((call, data))))
+                return self._run(worker, asked, "answer", self._carried((call, data)))
 
         if self._threads is None:
             return run()
@@ -181,6 +191,7 @@ class LocalCluster:
 
     def shutdown(self) -> None:
         """Waits for the steps that run, drops those that don't yet, and forgets all replicas."""
+        self._watchdog.stop()
         if self._threads is not None:
             self._threads.stop()
             self._threads = None

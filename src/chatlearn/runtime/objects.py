@@ -107,7 +107,12 @@ def instance_of(kind: type[Any], layout: Layout, values: Sequence[Any]) -> Any:
     """An instance with the given attributes, and without a call of its constructor."""
     instance = object.__new__(kind)
     if layout.attributes:
-        instance.__dict__.update(zip(layout.attributes, values, strict=False))  # those of the slots follow
+        attributes = zip(layout.attributes, values, strict=False)  # those of the slots follow
+        if hasattr(instance, "__dict__"):
+            instance.__dict__.update(attributes)
+        else:  # the sender's copy of a script's class has none of its slots
+            for name, value in attributes:
+                object.__setattr__(instance, name, value)
     if layout.slots:
         for name, value in zip(layout.slots, values[len(layout.attributes) :], strict=True):
             object.__setattr__(instance, name, value)

@@ -28,6 +28,9 @@ class Resources:
     gpus: float = 0
 
 
+NOTHING = Resources()
+
+
 @dataclass(frozen=True)
 class Node:
     """A machine of a cluster.

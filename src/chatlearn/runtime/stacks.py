@@ -8,14 +8,13 @@ import re
 import sys
 from dataclasses import dataclass
 
-import chatlearn
 from chatlearn.flow import signature
 from chatlearn.runtime import clients
 
 _FRAME = re.compile(r'^ *File "(?P<path>.+)", line (?P<line>\d+),? in (?P<function>.+)$', re.MULTILINE)
 _INNERMOST_FIRST = "most recent call first"
-_ROOT = os.path.dirname(chatlearn.__file__) + os.sep
-_WORKER = os.path.join(_ROOT, "runtime", "worker.py")
+_FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "")
+_WORKER = _FOLDER + "worker.py"
 
 
 @dataclass(frozen=True)
@@ -72,5 +71,5 @@ def users_frames(text: str) -> str:
 def _between() -> tuple[str, ...]:
     """Beginnings of the paths whose frames stand between a worker and a user's function."""
     ray = getattr(sys.modules.get("ray"), "__file__", None)
-    ours = os.path.join(_ROOT, "runtime", ""), signature.__file__
+    ours = _FOLDER, signature.__file__
     return ours if ray is None else (*ours, os.path.join(os.path.dirname(ray), ""))

@@ -6,8 +6,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -54,22 +53,22 @@ class Watchdog:
             self._thread.join()
             self._thread = None
 
-    @contextmanager
-    def call(self, handle: Handle, method: str, args: tuple[Any, ...]) -> Generator[None]:
-        """Inside, this thread runs a call, or one that another call has made; arguments as of
-        :meth:`~chatlearn.runtime.base.Cluster.call`.
+    def begin(self, handle: Handle, method: str, args: tuple[Any, ...]) -> _Running | None:
+        """This thread begins a call, or one that another call has made; arguments as of
+        :meth:`~chatlearn.runtime.base.Cluster.call`. What it returns, :meth:`end` takes.
         """
         thread = threading.get_ident()
         outer = self._running.get(thread)
         self._running[thread] = (handle, method, args), time.monotonic()
-        try:
-            yield
-        finally:
-            self._moved = time.monotonic()
-            if outer is None:
-                del self._running[thread]
-            else:
-                self._running[thread] = outer
+        return outer
+
+    def end(self, outer: _Running | None) -> None:
+        """The call of this thread that began last has ended."""
+        self._moved = time.monotonic()
+        if outer is None:
+            del self._running[threading.get_ident()]
+        else:
+            self._running[threading.get_ident()] = outer
 
     def _watch(self, timeout: float) -> None:
         wait = timeout

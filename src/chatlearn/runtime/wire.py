@@ -411,6 +411,11 @@ def _loaded(load: Callable[..., Any], *data: bytes) -> Any:
             f"an object can't be made here ({sys.executable}): {type(error).__name__}: {error}. Install here what it "
             f"is made of, or put its folder on PYTHONPATH."
         ) from error
+    except Exception as error:
+        raise DataError(
+            f"an object can be sent, but not be made again where it arrives: {type(error).__name__}: {error}. Send "
+            f"plain values, or give its class a __reduce__ that says how it is made."
+        ) from error
 
 
 # The functions of both libraries carry no types.

@@ -62,6 +62,21 @@ def actor_id(actor: Any) -> str:
     return actor._actor_id.hex()
 
 
+def init(**options: Any) -> None:
+    """Joins a Ray, or starts one."""
+    ray.init(**options)
+
+
+def is_initialized() -> bool:
+    """Whether this process has joined a Ray."""
+    return ray.is_initialized()
+
+
+def shutdown() -> None:
+    """Leaves Ray; ends one that this process has started."""
+    ray.shutdown()
+
+
 def nodes() -> list[dict[str, Any]]:
     """What Ray knows of the nodes that are alive."""
     return [node for node in ray.nodes() if node["Alive"]]

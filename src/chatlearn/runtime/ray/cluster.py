@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayError
 
 from chatlearn.config.schema import Config
 from chatlearn.errors import ChatLearnError, DataError, ModuleError, WorkerError
@@ -18,17 +18,18 @@ from chatlearn.runtime.arguments import unsendable
 from chatlearn.runtime.base import Future, Handle, Location, OnLoss
 from chatlearn.runtime.calls import ReplicaSettings
 from chatlearn.runtime.clients import refs_in
-from chatlearn.runtime.placement import Node, Placement, Resources
+from chatlearn.runtime.placement import NOTHING, Node, Placement, Resources
 from chatlearn.runtime.ray import api, session
+from chatlearn.runtime.ray.environments import check_python
 from chatlearn.runtime.ray.failures import Failed, original, restored
 from chatlearn.runtime.ray.host import Host, Identity, Surroundings, versions
 from chatlearn.runtime.ray.logs import keep_logs
-from chatlearn.runtime.ray.losses import loss
+from chatlearn.runtime.ray.losses import loss, lost_with_node
 from chatlearn.runtime.ray.payload import Argument, packed, replaced, unpacked
 from chatlearn.runtime.ray.relay import Relay
 from chatlearn.runtime.ray.reservation import Bundle, release, reserved
 from chatlearn.runtime.ray.tasks import RayFuture, Task, Value
-from chatlearn.runtime.ray.watch import PATIENCE, hang_report, stacks, wait_for_any
+from chatlearn.runtime.ray.watch import PATIENCE, hang_limit, hang_report, stacks, wait_for_any
 from chatlearn.runtime.wire import encode
 
 _ACTOR = api.actor_class(Host, concurrency_groups={"questions": 1, "control": 2})
@@ -73,7 +74,7 @@ class RayCluster:
         """Always: replicas are processes."""
         return True
 
-    def start(self, need: Resources = Resources()) -> None:  # noqa: B008  # frozen
+    def start(self, need: Resources = NOTHING) -> None:
         """Joins Ray or starts one.
 
         Raises:
@@ -100,6 +101,7 @@ class RayCluster:
 
         Raises:
             ModuleError: its class or its arguments can't be sent there.
+            WorkerError: the Python environment that it asks for lacks something.
         """
         handle = Handle(description.name, replica)
         try:
@@ -178,9 +180,9 @@ class RayCluster:
         if task.error is not None:
             raise task.error
         if future.value is None and task.receipt is not None:
-            return unpacked(task.receipt)
+            return unpacked(task.receipt, copied=True)
         try:
-            return unpacked(api.get(future.ref))
+            return unpacked(api.get(future.ref), copied=True)
         except RayError as error:
             raise self._error(original(error)) from None
 
@@ -233,9 +235,14 @@ class RayCluster:
         return self._actors[handle]
 
     def _options(self, handle: Handle, settings: ReplicaSettings) -> dict[str, Any]:
-        options = self._bundles[handle].options() if handle in self._bundles else {"num_cpus": 0}
+        bundle = self._bundles.get(handle)
+        options = bundle.options() if bundle is not None else {"num_cpus": 0}
         python = getattr(settings.module_args, "python", None)
-        return options | ({"runtime_env": {"py_executable": python}} if python else {})
+        if python is None:
+            return options
+        node = bundle.node if bundle is not None else self._machines[0].id
+        check_python(f"models.{handle.module}.python", python, node)
+        return {**options, "runtime_env": {"py_executable": python}}
 
     # -- calls --
 
@@ -269,6 +276,7 @@ class RayCluster:
                 value.ref = ref
         self._number += 1
         task.number, task.submitted = task.number or self._number, time.monotonic()
+        task.before = self._last.get(task.handle)
         self._open[id(task)] = self._last[task.handle] = task
         return task
 
@@ -339,7 +347,11 @@ class RayCluster:
                     again.append(task)
                     lost.setdefault(self._lost_handle(task, cause), cause)
         again.sort(key=lambda task: task.number)
+        if lost and (gone := lost_with_node(self._known(), again)) is not None:
+            raise gone
         for handle, cause in lost.items():
+            if isinstance(cause, ObjectLostError):  # none of those that it may be has died
+                raise self._error(cause)
             if self._is_alive(handle, cause):  # it has been made up for already
                 continue
             running = next((task for task in again if task.handle == handle), None)
@@ -407,11 +419,12 @@ class RayCluster:
         Raises:
             WorkerError: nothing has ended for too long.
         """
-        if not wait_for_any(refs, lambda: [task.ending for task in self._open.values()], self._hang_timeout):
+        limit = hang_limit(self._open.values(), self._hang_timeout)
+        if not wait_for_any(refs, lambda: [task.ending for task in self._open.values()], limit):
             for task in list(self._open.values()):
                 if api.ready([task.ending]):
                     self._end_or_cause(task)
-            raise WorkerError(hang_report(list(self._open.values()), self._known(), self._hang_timeout or 0))
+            raise WorkerError(hang_report(list(self._open.values()), self._known(), limit or 0))
 
 
 def _head(task: Task, args: tuple[Any, ...]) -> bytes:

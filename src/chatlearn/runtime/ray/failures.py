@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import traceback
-from typing import Any
 
 from chatlearn import errors
 from chatlearn.errors import ChatLearnError, DataError, WorkerError
 from chatlearn.runtime.wire import decode, encode
 
 
-class Failed(Exception):  # noqa: N818
+class Failed(Exception):  # noqa: N818  # travels, and is never shown
     """What a call on a worker raised, in a form that always travels.
 
     Args:
@@ -40,14 +39,14 @@ class RemoteError(Exception):
     """Stands for a user's exception that can't be brought to the driver."""
 
 
-class _Traceback(Exception):  # noqa: N818
+class _Traceback(Exception):  # noqa: N818  # as concurrent.futures does it
     """The traceback of another process, as text."""
 
     def __str__(self) -> str:
         return f'\n"""\n{self.args[0]}"""'
 
 
-class LostPeer(Exception):  # noqa: N818
+class LostPeer(Exception):  # noqa: N818  # travels, and is never shown
     """A replica that a step asks has died."""
 
     def __init__(self, module: str, replica: int) -> None:
@@ -59,7 +58,7 @@ def failed(error: BaseException) -> Failed:
     """An exception of a worker, ready to travel."""
     if isinstance(error, Failed):
         return error
-    lost = next((each.lost for each in _chain(error) if isinstance(each, LostPeer)), None)
+    lost = next((lost for each in _chain(error) if (lost := getattr(each, "lost", None)) is not None), None)
     if not isinstance(error, ChatLearnError):
         return Failed("", f"{type(error).__name__}: {error}", _trace(error), _encoded(error), _last(error), lost)
     cause = error.__cause__
@@ -75,8 +74,8 @@ def restored(failure: Failed) -> Exception:
     trace = _Traceback(failure.trace)
     cause: BaseException | None = None
     if failure.cause or failure.cause_text:
-        cause = _decoded(failure.cause) or RemoteError(failure.cause_text)
-        cause.__cause__ = trace
+        own = (_decoded(failure.cause) if failure.cause else None) or RemoteError(failure.cause_text)
+        own.__cause__, cause = trace, own
     if not failure.kind:
         if isinstance(cause, Exception):
             return cause
@@ -84,6 +83,7 @@ def restored(failure: Failed) -> Exception:
     else:
         error = getattr(errors, failure.kind)(failure.text)
     error.__cause__ = cause or trace
+    vars(error)["lost"] = failure.lost
     return error
 
 
@@ -111,19 +111,24 @@ def _last(error: BaseException) -> str:
 
 
 def _encoded(error: BaseException) -> bytes:
-    """The exception alone; nothing where it does not come back as what it was."""
+    """The exception alone: its class, what it was made of and its attributes; nothing where these can't travel."""
     try:
-        data = encode(error)
-        return data if type(decode(data)) is type(error) else b""
-    except _NO_WAY_BACK:
+        data = encode((type(error), error.args, {**vars(error)}))
+        return data if _decoded(data) is not None else b""
+    except DataError:
         return b""
 
 
-def _decoded(data: bytes) -> Any:
+def _decoded(data: bytes) -> BaseException | None:
+    """The exception, made without a call of its constructor, which may ask for what ``args`` does not hold."""
     try:
-        return decode(data) if data else None
+        kind, args, attributes = decode(data)
+        error: BaseException = kind.__new__(kind, *args)
+        error.args = args
+        error.__dict__.update(attributes)
     except _NO_WAY_BACK:
         return None
+    return error
 
 
 _NO_WAY_BACK = (
@@ -137,4 +142,4 @@ _NO_WAY_BACK = (
     TypeError,
     ValueError,
 )
-"""What making an exception anew may raise: its class's constructor asks for what its ``args`` don't hold."""
+"""What a class may raise when an exception of it is made anew."""

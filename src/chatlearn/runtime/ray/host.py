@@ -15,12 +15,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import ray
 import torch
+from ray.exceptions import RayActorError, RayTaskError
 
 from chatlearn.errors import DataError, StepError
 from chatlearn.runtime.calls import Report, StepCall
-from chatlearn.runtime.ray.failures import LostPeer, failed, original
+from chatlearn.runtime.ray import api
+from chatlearn.runtime.ray.failures import Failed, LostPeer, failed, original, restored
+from chatlearn.runtime.ray.oom import note
 from chatlearn.runtime.ray.payload import Argument, Payload, packed, replaced, unpacked
 from chatlearn.runtime.wire import decode
 from chatlearn.runtime.worker import Worker
@@ -44,7 +46,7 @@ class Surroundings:
         boot: what tells machines apart that share a clock.
         dtype: torch's default.
         matmul_precision: torch's, of float32.
-        deterministic: whether torch takes deterministic algorithms only.
+        deterministic: whether torch takes deterministic algorithms only, and whether it only warns of others.
     """
 
     folder: str
@@ -53,7 +55,7 @@ class Surroundings:
     boot: str
     dtype: torch.dtype
     matmul_precision: str
-    deterministic: bool
+    deterministic: tuple[bool, bool]
 
     @staticmethod
     def of_this_process() -> Surroundings:
@@ -66,7 +68,10 @@ class Surroundings:
             boot=boot_id(),
             dtype=torch.get_default_dtype(),
             matmul_precision=torch.get_float32_matmul_precision(),
-            deterministic=torch.are_deterministic_algorithms_enabled(),
+            deterministic=(
+                torch.are_deterministic_algorithms_enabled(),
+                torch.is_deterministic_algorithms_warn_only_enabled(),
+            ),
         )
 
     def take(self) -> float:
@@ -80,9 +85,10 @@ class Surroundings:
         sys.path += [path for path in self.paths if path not in sys.path]
         torch.set_default_dtype(self.dtype)
         torch.set_float32_matmul_precision(self.matmul_precision)
-        if self.deterministic:
+        enabled, warns_only = self.deterministic
+        if enabled:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            torch.use_deterministic_algorithms(True)
+            torch.use_deterministic_algorithms(True, warn_only=warns_only)
         return 0.0 if boot_id() == self.boot else _epoch() - self.epoch
 
 
@@ -139,17 +145,17 @@ class Host:
         """Data call of a method of the worker."""
         return self._guarded(lambda: self._packed(self._result(*parts), lambda: decode(parts[0])))
 
-    @ray.method(num_returns=2)
+    @api.method(num_returns=2)
     def call_pair(self, *parts: Any) -> tuple[Payload, Payload]:
         """Data call of a method that returns two values, the second a report."""
         return self._guarded(lambda: self._pair(self._result(*parts), lambda: decode(parts[0])))
 
-    @ray.method(num_returns=2)
+    @api.method(num_returns=2)
     def call_apart(self, *parts: Any) -> tuple[Payload, bytes]:
         """Data call whose value stays on the cluster: beside it comes a receipt."""
         return self._guarded(lambda: (self._packed(self._result(*parts), lambda: decode(parts[0])), b""))
 
-    @ray.method(num_returns=1, concurrency_group="questions")
+    @api.method(num_returns=1, concurrency_group="questions")
     def answer(self, head: Payload, *buffers: Any) -> Payload:
         """A call from inside a step of another replica."""
 
@@ -161,7 +167,7 @@ class Host:
 
         return self._guarded(run)
 
-    @ray.method(num_returns=1, concurrency_group="control")
+    @api.method(num_returns=1, concurrency_group="control")
     def control(self, head: bytes) -> Payload:
         """Control call of a method of the worker."""
 
@@ -221,10 +227,11 @@ class Host:
         payload = packed((call, data, {}))
         arguments = [payload] if isinstance(payload, bytes) else payload
         try:
-            answer: Payload = ray.get(self._peers[module][replica].answer.remote(*arguments))
-        except ray.exceptions.RayTaskError as error:
-            raise original(error) from None
-        except ray.exceptions.RayActorError:
+            answer: Payload = api.get(self._peers[module][replica].answer.remote(*arguments))
+        except RayTaskError as error:
+            cause = original(error)
+            raise restored(cause) if isinstance(cause, Failed) else cause from None
+        except RayActorError:
             raise LostPeer(module, replica) from None
         output, report = unpacked(answer)
         return output, _shifted(report, -self._clock)
@@ -255,6 +262,7 @@ def versions() -> dict[str, str]:
     """What a worker has to share with the driver."""
     return {
         "chatlearn": importlib.metadata.version("chatlearn"),
+        "ray": importlib.metadata.version("ray"),
         "Python": ".".join(platform.python_version_tuple()[:2]),
     }
 
@@ -277,24 +285,26 @@ def _settle_in(name: str) -> Identity:
     log = _output_file()
     if log:
         os.dup2(1, 2)  # one order of lines
-    sys.stdout.reconfigure(line_buffering=True)  # pyright: ignore[reportAttributeAccessIssue]
+    sys.stdout.reconfigure(line_buffering=True)  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
     folder = os.path.dirname(log) or "/tmp"
     path = os.path.join(folder, f"chatlearn-{os.getpid()}.stacks")
     last_words = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115  # for as long as the process lives
+    last_words.write(note())
     faulthandler.enable(last_words, all_threads=True)
     if hasattr(faulthandler, "register"):
         faulthandler.register(signal.SIGUSR1, last_words, all_threads=True)
-    leave = os._exit
+    leave, own = os._exit, os.getpid()
 
     def told_exit(code: int) -> None:
+        if os.getpid() != own:  # a process that was forked from this one
+            leave(code)
         last_words.write(f"os._exit({code}) was called:\n{''.join(traceback.format_stack()[:-1])}")
         last_words.flush()
         leave(code)
 
-    os._exit = told_exit  # pyright: ignore[reportAttributeAccessIssue]
+    os._exit = told_exit
     warnings.filterwarnings("ignore", message="The given buffer is not writable")
-    context = ray.get_runtime_context()
-    return Identity(os.getpid(), context.get_node_id(), ray.util.get_node_ip_address(), log, path, versions())
+    return Identity(os.getpid(), api.node_id(), api.node_address(), log, path, versions())
 
 
 def _output_file() -> str:

@@ -13,6 +13,8 @@ from chatlearn.runtime.base import Handle
 from chatlearn.runtime.ray.host import Identity
 from chatlearn.runtime.ray.losses import on_node
 
+_MARKS = (b":job_id:", b":actor_name:", b":task_name:")
+
 
 def keep_logs(folder: Path | None, identities: Mapping[Handle, Identity], as_copies: bool = False) -> None:
     """Puts ``policy-0.log``, … into a folder.
@@ -33,7 +35,7 @@ def keep_logs(folder: Path | None, identities: Mapping[Handle, Identity], as_cop
             elif not as_copies and os.path.exists(identity.log):
                 _link(_path(folder, handle), identity.log)
         for link in [path for path in folder.glob("*.log") if as_copies and path.is_symlink() and path.exists()]:
-            content = link.read_bytes()
+            content = _content(str(link))
             link.unlink()
             link.write_bytes(content)
 
@@ -53,4 +55,6 @@ def _link(path: Path, target: str) -> None:
 
 
 def _content(path: str) -> bytes:
-    return Path(path).read_bytes()
+    """What a worker has written, without the lines that Ray marks its log with."""
+    lines = Path(path).read_bytes().splitlines(keepends=True)
+    return b"".join(line for line in lines if not line.startswith(_MARKS))

@@ -26,8 +26,10 @@ def packed(value: Any) -> Payload:
     return [head, *buffers] if buffers else head
 
 
-def unpacked(payload: Payload) -> Any:
-    """The value of :func:`packed`; large tensors lie in Ray's shared memory."""
+def unpacked(payload: Payload, copied: bool = False) -> Any:
+    """The value of :func:`packed`; large tensors and arrays lie in Ray's shared memory, unless they are ``copied``."""
+    if copied and not isinstance(payload, bytes):
+        payload = [payload[0], *(buffer.copy() for buffer in payload[1:])]
     return decode_parts(payload, ()) if isinstance(payload, bytes) else decode_parts(payload[0], payload[1:])
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from chatlearn.errors import WorkerError
 from chatlearn.runtime.base import Handle
 from chatlearn.runtime.placement import Placement, Seat
+from chatlearn.runtime.ray import api
 from chatlearn.runtime.ray.session import Machine
 
 _RESERVE_SECONDS = 20.0
@@ -27,12 +28,14 @@ class Bundle:
         index: of the bundle in it.
         cpus: cores of the replica.
         gpus: its GPUs; a fraction where it shares one.
+        node: Ray's id of the node.
     """
 
     group: Any
     index: int
     cpus: float
     gpus: float
+    node: str
 
     def options(self) -> dict[str, Any]:
         """Of an actor that sits there."""
@@ -54,25 +57,25 @@ def reserved(placement: Placement, machines: Sequence[Machine]) -> dict[Handle, 
         )
     bundles: dict[Handle, Bundle] = {}
     for number, machine in enumerate(machines):
-        seats = [seat for seat in placement.seats if seat.node == number]
+        sized = [(seat, _size(seat, machine)) for seat in placement.seats if seat.node == number]
+        seats, sizes = [seat for seat, size in sized if size], [size for _, size in sized if size]
         if not seats:
             continue
-        sizes = [_size(seat) for seat in seats]
         pin: dict[str, Any] = {"bundle_label_selector": [{"ray.io/node-id": machine.id}] * len(sizes)}
         group = placement_group(sizes, strategy="STRICT_PACK", **pin)
         for index, seat in enumerate(seats):
             for tenant in seat.bundle.tenants:
                 handle = Handle(tenant.name, tenant.replica)
-                bundles[handle] = Bundle(group, index, tenant.cpus, seat.bundle.share_of(tenant))
+                cpus = tenant.cpus if "CPU" in sizes[index] else 0
+                bundles[handle] = Bundle(group, index, cpus, seat.bundle.share_of(tenant), machine.id)
         if not group.wait(_RESERVE_SECONDS):
-            here = [f"{t.name}[{t.replica}]" for seat in seats for t in seat.bundle.tenants]
-            needs = {kind: sum(size.get(kind, 0) for size in sizes) for kind in ("CPU", "GPU")}
-            free = _free()
+            here = ", ".join(str(tenant) for seat in seats for tenant in seat.bundle.tenants)
             release(bundles.values())
             raise WorkerError(
-                f"{machine.name} ({machine.host}) has no room for {', '.join(here)}: they need {needs['CPU']:g} cores "
-                f"and {needs['GPU']:g} GPUs there, and other programs hold a part of its {machine.cpus:g} cores and "
-                f"{machine.gpus} GPUs. The whole cluster has free: {free}. Wait for them, or ask for less."
+                f"{machine.name} ({machine.host}) has no room for {here}: they need {_words(_total(sizes))} there, and "
+                f"others hold a part of its {_words({'CPU': machine.cpus, 'GPU': machine.gpus})}: other programs, or "
+                f"an engine of this one that nobody has stopped. Free in the whole cluster: "
+                f"{_words(api.free())}. Wait for them, call engine.stop(), or ask for less."
             )
     return bundles
 
@@ -83,11 +86,16 @@ def release(bundles: Iterable[Bundle]) -> None:
         remove_placement_group(group)
 
 
-def _size(seat: Seat) -> dict[str, float]:
-    size = {"CPU": float(seat.bundle.cpus), "GPU": float(seat.bundle.gpus)}
+def _size(seat: Seat, machine: Machine) -> dict[str, float]:
+    """What is reserved for a seat, where that is limited."""
+    size = {"CPU": 0.0 if machine.cpus == math.inf else float(seat.bundle.cpus), "GPU": float(seat.bundle.gpus)}
     return {kind: amount for kind, amount in size.items() if amount}
 
 
-def _free() -> str:
-    free = ray.available_resources()
-    return f"{free.get('CPU', 0):g} cores, {free.get('GPU', 0):g} GPUs"
+def _total(sizes: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {kind: sum(size.get(kind, 0) for size in sizes) for kind in ("CPU", "GPU")}
+
+
+def _words(size: Mapping[str, float]) -> str:
+    cores = size.get("CPU", 0)
+    return f"{'any number of' if cores == math.inf else f'{cores:g}'} cores and {size.get('GPU', 0):g} GPUs"

@@ -1,4 +1,5 @@
 """A Ray of our own, or one that is there already."""
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 
 from __future__ import annotations
 
@@ -6,31 +7,28 @@ import logging
 import math
 import os
 import platform
+import signal
 import socket
+import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import ray
+from ray._private import ray_constants, services, utils
+
 from chatlearn.errors import WorkerError
 from chatlearn.runtime.placement import Node, Resources
-
-try:
-    import ray
-    from ray._private import ray_constants, services
-except ModuleNotFoundError as error:
-    if error.name != "ray":
-        raise
-    raise WorkerError(
-        "runtime_env.backend is `ray`, but Ray is not installed. Install the extra: pip install 'chatlearn[ray]'. Or "
-        "leave the key at `local`, which runs the same program in one process."
-    ) from None
+from chatlearn.runtime.ray import api
 
 _CONNECT_SECONDS = 10
 _VARIABLES = {
+    "PYTHONHASHSEED": "0",  # the order of sets of texts is the same on all replicas
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # its warning about a default that will change
     "RAY_task_events_report_interval_ms": "0",  # a log of all calls, which takes memory for the first 60,000 of them
+    "RAY_worker_niceness": "0",  # workers are what the machine is there for
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # the driver reports errors itself, each once
 }
 """Of Ray, where the user has not set them."""
@@ -41,6 +39,7 @@ _GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + _SETTINGS_FRAME + b
 
 _users = 0
 _joined_here = False
+_started_here = False
 
 
 @dataclass(frozen=True)
@@ -65,50 +64,53 @@ def connect(address: str | None, need: Resources) -> None:
         WorkerError: no Ray answers at the address, or one with another version of Ray or Python.
     """
     global _users, _joined_here
-    if not ray.is_initialized():
+    if not api.is_initialized():
         if address is None and (address := os.environ.get("RAY_ADDRESS") or None) == "local":
             address = None
         try:
             _start(need) if address is None else _join(address)
         except BaseException:
-            ray.shutdown()  # what there is of it
+            api.shutdown()  # what there is of it
             raise
         _joined_here = True
     _users += 1
 
 
 def disconnect() -> None:
-    """Leaves Ray once nobody of this process uses it any more; one that was started here ends, and one that this process
-    had joined before stays joined.
+    """Leaves Ray once nobody of this process uses it any more; one that was started here ends, and one that this
+    process had joined before stays joined.
     """
-    global _users, _joined_here
+    global _users, _joined_here, _started_here
     _users -= 1
     if _users == 0 and _joined_here:
-        _joined_here = False
-        ray.shutdown()
+        _joined_here = _started_here = False
+        api.shutdown()
 
 
 def machines() -> list[Machine]:
-    """The nodes that are alive, this one first, with all that they offer."""
-    here = ray.get_runtime_context().get_node_id()
+    """The nodes that are alive, this one first, with all that they offer. A machine that runs this program alone offers
+    any number of cores: then they say how many threads a worker takes, not how many workers there may be.
+    """
+    here = api.node_id()
     found = [
         Machine(
             name=node["NodeManagerHostname"],
-            cpus=node["Resources"].get("CPU", 0),
+            cpus=math.inf if _started_here else node["Resources"].get("CPU", 0),
             gpus=int(node["Resources"].get("GPU", 0)),
             id=node["NodeID"],
             host=node["NodeManagerAddress"],
         )
-        for node in ray.nodes()
-        if node["Alive"]
+        for node in api.nodes()
     ]
     return sorted(found, key=lambda node: (node.id != here, node.host, node.id))
 
 
 def _start(need: Resources) -> None:
+    global _started_here
     cores = max(os.cpu_count() or 1, math.ceil(need.cpus))
     with _on_loopback():
-        _init(num_cpus=cores, include_dashboard=False, _node_ip_address="127.0.0.1")
+        _init(address="local", num_cpus=cores, include_dashboard=False, _node_ip_address="127.0.0.1")
+    _started_here = True
 
 
 def _join(address: str) -> None:
@@ -131,8 +133,9 @@ def _found(address: str) -> str:
         return str(services.canonicalize_bootstrap_address(address))
     except ConnectionError:
         raise WorkerError(
-            "No Ray runs on this machine, and runtime_env.address is `auto`. Start one with `ray start --head`, give the "
-            "address of another machine's, such as 10.0.0.1:6379, or leave the key out to start a Ray for this program."
+            "No Ray runs on this machine, and runtime_env.address is `auto`. Start one with `ray start --head`, give "
+            "the address of another machine's, such as 10.0.0.1:6379, or leave the key out to start a Ray for this "
+            "program."
         ) from None
     except (OSError, ValueError):  # a name without an address, or none at all
         return address
@@ -143,12 +146,13 @@ def _look_for_ray(address: str) -> None:
     host, _, port = address.rpartition(":")
     if not host or "/" in host or not port.isdecimal():
         raise WorkerError(
-            f"{address!r} is no address of a Ray that can be joined. Set runtime_env.address (or RAY_ADDRESS) to HOST:PORT "
-            f"as `ray start --head` prints it, such as 10.0.0.1:6379, or to `auto` on a machine of the cluster."
+            f"{address!r} is no address of a Ray that can be joined. Set runtime_env.address (or RAY_ADDRESS) to "
+            f"HOST:PORT as `ray start --head` prints it, such as 10.0.0.1:6379, or to `auto` on a machine of the "
+            f"cluster."
         )
     how = (
-        "Set runtime_env.address to the address that `ray start --head` printed, such as 10.0.0.1:6379, and see that its "
-        "port can be reached from here."
+        "Set runtime_env.address to the address that `ray start --head` printed, such as 10.0.0.1:6379, and see that "
+        "its port can be reached from here."
     )
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS) as connection:
@@ -166,19 +170,38 @@ def _init(**options: Any) -> None:
     for name, value in _VARIABLES.items():
         os.environ.setdefault(name, value)
     logging.getLogger("ray").setLevel(logging.ERROR)
-    ray.init(logging_level=logging.ERROR, log_to_driver=True, **options)
+    with _own_sigterm():
+        api.init(logging_level=logging.ERROR, log_to_driver=True, **options)
+
+
+@contextmanager
+def _own_sigterm() -> Generator[None]:
+    """Ray takes SIGTERM for itself as it starts: in Python to exit at once, in C++ to abort seconds later. Whoever
+    handles it now goes on to do so.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before, of_ray = signal.getsignal(signal.SIGTERM), utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = of_ray
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
 def _on_loopback() -> Generator[None]:
     """Inside, Ray takes 127.0.0.1 as the address of this machine, so that its servers listen there only."""
-    before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
-    variable = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+    constants: Any = ray_constants
+    before, constants.ENABLE_RAY_CLUSTER = constants.ENABLE_RAY_CLUSTER, False
+    variable: str = constants.ENABLE_RAY_CLUSTERS_ENV_VAR
     os.environ[variable], outer = "0", os.environ.get(variable)
     try:
         yield
     finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
+        constants.ENABLE_RAY_CLUSTER = before
         if outer is None:
             del os.environ[variable]
         else:
