@@ -27,6 +27,7 @@ from bad_input_areas import (
     life_cycle,
     lora,
     modules,
+    placement,
     prompts,
     rewards,
     steps,
@@ -62,7 +63,7 @@ AREAS = (
     Area(
         "Configuration",
         35,
-        [*yaml_files.CAUSES, *configuration.CAUSES, *lora.BEFORE],
+        [*yaml_files.CAUSES, *configuration.CAUSES, *placement.CAUSES, *lora.BEFORE],
         begins=False,
         starts_nothing=True,
     ),

@@ -165,8 +165,8 @@ SIGNATURES = {
         "set_multiple_datasets": "(self, datasets, data_ratio=None)",
         "stream": "(self, deployment, state, note=<built-in function print>)",
         "batch_size": "(self, deployment)",
-        "run": "(self, deployment, batch, ids, *, phase, counters, place, is_eval=False, lost=None)",
-        "gathered": "(self, deployment, rows)",
+        "run": "(self, deployment, batches, *, phase, counters, place, is_eval=False, lost=None)",
+        "fetched": "(self, deployment, batches)",
     },
     Trainer: {
         "__init__": "(self, flow)",

@@ -4,7 +4,7 @@ import pytest
 
 from chatlearn.config import Config, check_models, load_config, notes
 from chatlearn.config.schema import ALIASES, SECTIONS
-from chatlearn.config.upstream import OBSOLETE, WITHOUT_EFFECT
+from chatlearn.config.upstream import OBSOLETE, WITHOUT_EFFECT, WITHOUT_EFFECT_ON_RAY
 
 DOCUMENTED = {
     "runtime_env": "pip py_modules working_dir platform excludes",
@@ -35,8 +35,9 @@ def test_every_documented_key_is_known(section):
 
 
 def test_the_tables_name_keys_that_are_there_or_gone():
-    for section, keys in WITHOUT_EFFECT.items():
-        assert set(keys) <= set(SECTIONS[section].model_fields)
+    for table in (WITHOUT_EFFECT, WITHOUT_EFFECT_ON_RAY):
+        for section, keys in table.items():
+            assert set(keys) <= set(SECTIONS[section].model_fields)
     for section, keys in OBSOLETE.items():
         assert not set(keys) & {*SECTIONS[section].model_fields, *ALIASES[section]}
 
@@ -89,3 +90,34 @@ def test_trainable_is_held_against_the_flows(write):
         [],
         ["ppo.yaml:2  models.a.trainable: no flow trains this module"],
     )
+
+
+BOTH = """\
+runtime_env:
+  backend: {backend}
+  address: auto
+  local_threads: 2
+  isolate: true
+models:
+  policy: {{num_gpu: 1, num_cpu: 2, python: /opt/judge/bin/python}}
+runtime:
+  colocation: [policy]
+  cpu_schedule_strategy: PACK
+  max_restarts: 1
+  validate_param_sync: true
+"""
+"""Keys of one process, of a cluster, and of neither."""
+
+
+@pytest.mark.parametrize(
+    ("backend", "keys", "where"),
+    [
+        ("local", "address num_gpu num_cpu python colocation cpu_schedule_strategy max_restarts", "in one process"),
+        ("ray", "isolate local_threads", "on a cluster"),
+    ],
+)
+def test_each_cluster_has_its_own_keys_without_effect(write, backend, keys, where):
+    lines = notes(load_config(write(BOTH.format(backend=backend))))
+    named = [line.split()[1].rstrip(":").rpartition(".")[2] for line in lines]
+    assert sorted(named) == sorted([*keys.split(), "validate_param_sync"])
+    assert all(f": no effect {where}: " in line for line in lines)

@@ -1,5 +1,5 @@
-"""What a cluster of processes does beyond the contract of test_cluster.py: calls that wait for others, values that can't
-leave a process, large ones that lie in shared memory.
+"""What a cluster of processes does beyond the contract of test_cluster.py: calls that wait for others, values that
+can't leave a process, large ones that lie in shared memory.
 
 How workers die: ``tests/chaos``.
 """
@@ -24,7 +24,10 @@ from chatlearn import BaseModule, StepError
 from chatlearn.errors import DataError, ModuleError, WorkerError
 from chatlearn.modules.base import describe
 from chatlearn.runtime.base import Cluster, Handle
+from chatlearn.runtime.calls import Rows, StepCall
+from chatlearn.runtime.local import LocalCluster
 from chatlearn.runtime.ray.failures import RemoteError
+from chatlearn.types import SampleIds
 
 LARGE = 100_000
 """Elements of a tensor that does not travel inline."""
@@ -81,7 +84,7 @@ def do(data: dict[str, Any]) -> Any:
     return data["do"][0](data)
 
 
-# ------------------------------------------------------------------------------------------------------ who waits for whom
+# --------------------------------------------------------------------------------------------------- who waits for whom
 
 
 def test_control_calls_overtake_calls_that_run_and_calls_that_wait(
@@ -165,10 +168,10 @@ def is_there(pid: int) -> bool:
     return False
 
 
-# ----------------------------------------------------------------------------------------------------------------- errors
+# --------------------------------------------------------------------------------------------------------------- errors
 
 
-class Locked(Exception):
+class LockedError(Exception):
     """Can't be pickled."""
 
     def __init__(self, text: str) -> None:
@@ -176,7 +179,7 @@ class Locked(Exception):
         self.lock = threading.Lock()
 
 
-class TwoArguments(Exception):
+class TwoArgumentsError(Exception):
     """Can be pickled, but not unpickled."""
 
     def __init__(self, kind: str, number: int) -> None:
@@ -184,18 +187,26 @@ class TwoArguments(Exception):
 
 
 def raise_locked(data: Any) -> None:
-    raise Locked("the door is shut")
+    raise LockedError("the door is shut")
 
 
 def raise_two_arguments(data: Any) -> None:
-    raise TwoArguments("door", 3)
+    raise TwoArgumentsError("door", 3)
 
 
-@pytest.mark.parametrize(("do", "text"), [(raise_locked, "Locked: the door is shut"), (raise_two_arguments, "door 3")])
-def test_an_exception_that_does_not_travel_is_shown(on_ray: Cluster, returning: Handle, do: Any, text: str) -> None:
+@pytest.mark.parametrize(
+    ("do", "text", "kind"),
+    [
+        (raise_locked, "LockedError: the door is shut", RemoteError),
+        (raise_two_arguments, "door 3", TwoArgumentsError),  # made anew without its constructor
+    ],
+)
+def test_an_exception_that_pickle_does_not_bring_back(
+    on_ray: Cluster, returning: Handle, do: Any, text: str, kind: type[Exception]
+) -> None:
     with pytest.raises(StepError, match=rf"{text}\n  raised in policy\[1\]\.forward_step") as caught:
         run(on_ray, returning, {"do": [do]})
-    assert isinstance(caught.value.__cause__, RemoteError)
+    assert type(caught.value.__cause__) is kind
     assert text in str(caught.value.__cause__)
     assert f"in {do.__name__}" in str(caught.value.__cause__.__cause__)
 
@@ -230,14 +241,15 @@ def test_what_fails_in_a_constructor_comes_out_of_the_first_call(on_ray: Cluster
 
 @pytest.mark.parametrize("where", ["setup", "before_episode"])
 def test_hooks_that_raise(on_ray: Cluster, where: str) -> None:
+    handle = on_ray.spawn(describe(Failing("policy", where)), 0, settings())
+    future = on_ray.call(handle, *(["setup"] if where == "setup" else ["hook", where, 1]))
     with pytest.raises(StepError, match=rf"(?s)ValueError: bad reward.*policy\[0\]\.{where}, rank 0") as caught:
-        handle = spawn(on_ray, Failing("policy", where))
-        on_ray.get(on_ray.call(handle, "hook", "before_episode", 1))
+        on_ray.get(future)
     assert type(caught.value.__cause__) is ValueError
-    on_ray.kill(Handle("policy", 0))
+    on_ray.kill(handle)
 
 
-# -------------------------------------------------------------------------------------------------- what can't be sent
+# --------------------------------------------------------------------------------------------------- what can't be sent
 
 
 def keep_a_lock(data: Any) -> Any:
@@ -324,9 +336,6 @@ def test_what_the_driver_gets_is_its_own_to_change(on_ray: Cluster, returning: H
 
 def run_on(on_ray: Cluster, handle: Handle, held: Any) -> Any:
     """A step on two rows that the cluster holds."""
-    from chatlearn.runtime.calls import Rows, StepCall
-    from chatlearn.types import SampleIds
-
     call = StepCall("forward_step", "experience", 0, 0, {}, {"iteration": 0}, SampleIds((0, 1), (0, 1)))
     output, _ = on_ray.call_pair(handle, "run", call, {"data": ((Rows((held,)),),)})
     return on_ray.get(output)
@@ -348,3 +357,36 @@ def test_a_worker_has_the_drivers_folder_and_modules(on_ray: Cluster, pair: tupl
 def test_a_call_to_nobody_is_refused(on_ray: Cluster) -> None:
     with pytest.raises(WorkerError, match=r"nobody\[3\] is not running"):
         on_ray.get(on_ray.call(Handle("nobody", 3), "ping"))
+
+
+def odd_forms(data: Any) -> Any:
+    with torch.inference_mode():
+        inference = torch.ones(2, LARGE)
+    return {
+        "graph": torch.ones(2, LARGE, requires_grad=True) * 2,
+        "transposed": torch.arange(2 * LARGE).reshape(LARGE, 2).T,
+        "inference": inference,
+        "conjugate": torch.tensor([1 + 2j, 3 - 4j]).conj(),
+        "half": torch.arange(2).to(torch.bfloat16),
+        "array": np.arange(2 * LARGE).reshape(LARGE, 2).T,
+        "nested": {"entries": [torch.ones(1, 2).expand(3, 2), {"text": ("a", 1)}]},
+    }
+
+
+def forms(value: Any) -> Any:
+    """Whatever a later step could tell apart, as plain values."""
+    if isinstance(value, torch.Tensor):
+        numbers = value.float() if value.dtype == torch.bfloat16 else value
+        return [str(value.dtype), value.stride(), value.requires_grad, value.is_inference(), numbers.tolist()]
+    if isinstance(value, np.ndarray):
+        return [str(value.dtype), value.strides, value.tolist()]
+    if isinstance(value, dict):
+        return {key: forms(part) for key, part in value.items()}
+    return [forms(part) for part in value] if isinstance(value, list) else value
+
+
+def test_results_have_the_form_that_they_have_in_one_process(on_ray: Cluster, returning: Handle) -> None:
+    local = LocalCluster()
+    handle = spawn(local, Returning("policy", do), replica=1)
+    data = {"do": [odd_forms, odd_forms]}
+    assert forms(run(on_ray, returning, data)) == forms(run(local, handle, data))

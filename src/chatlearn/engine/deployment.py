@@ -74,7 +74,7 @@ class Deployment:
         startup = Startup(note)
         self.cluster.start(needed(self.config, self._modules) if self._is_placed else NOTHING)
         if nodes := self.cluster.nodes():
-            startup.reached(f"{len(nodes)} {'node' if len(nodes) == 1 else 'nodes'}")
+            startup.reached(f"nodes: {len(nodes)}")
             self.cluster.reserve(place(self.config, self._modules, nodes))
         for name in self._modules:
             num_replica = self.config.model(name).num_replica
@@ -82,10 +82,10 @@ class Deployment:
         for handle in self.handles():
             self.cluster.location(handle)  # what fails in a constructor comes out before any setup
         if nodes:
-            startup.reached(f"{len(self.handles())} workers")
+            startup.reached(f"workers: {len(self.handles())}")
         self._hook("setup", self.handles())
         if nodes:
-            startup.reached("setup")
+            startup.reached("setup of all")
         self.settle()
         self.publish()
         self._use_padding()

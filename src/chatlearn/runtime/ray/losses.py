@@ -185,6 +185,11 @@ def _start_problem(handle: Handle, error: BaseException) -> str:
     said = str(error).strip()
     if isinstance(error, RuntimeEnvSetupError) or "runtime_env" in said or "py_executable" in said:
         return f"its Python environment could not be set up. See models.{handle.module}.python.\n{said}"
+    if found := re.search(r"No module named '([^']+)'", said):
+        return (
+            f"its Python has no {found[1]}. Install chatlearn with the extra `ray`, of the driver's version, on all "
+            f"machines, or name an environment that has it: models.{handle.module}.python."
+        )
     return (
         f"{said}\nSee that this Python has chatlearn with the extra `ray` and starts there: "
         f"models.{handle.module}.python."

@@ -174,6 +174,10 @@ def _init(**options: Any) -> None:
         api.init(logging_level=logging.ERROR, log_to_driver=True, **options)
 
 
+def _leave_it(handler: object) -> None:
+    """Takes the handler that Ray would set."""
+
+
 @contextmanager
 def _own_sigterm() -> Generator[None]:
     """Ray takes SIGTERM for itself as it starts: in Python to exit at once, in C++ to abort seconds later. Whoever
@@ -183,7 +187,7 @@ def _own_sigterm() -> Generator[None]:
         yield
         return
     before, of_ray = signal.getsignal(signal.SIGTERM), utils.set_sigterm_handler
-    utils.set_sigterm_handler = lambda handler: None
+    utils.set_sigterm_handler = _leave_it
     try:
         yield
     finally:
