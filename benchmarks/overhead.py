@@ -67,7 +67,7 @@ def engine_seconds(samples: int, episodes: int, on_episode: Any = None, backend:
                     "train_global_batch_size": GLOBAL,
                     "output_dir": output_dir,
                     "log_interval": episodes,
-                }
+                },
             }
         )
         names = ("policy", "reference", "reward", "value")

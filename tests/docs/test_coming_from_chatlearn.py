@@ -20,7 +20,7 @@ import chatlearn.modules.torch
 from chatlearn import BaseModule, Engine, Environment, Evaluator, TorchModule, Trainer
 from chatlearn.cli import COMMANDS
 from chatlearn.config.schema import ALIASES, SECTIONS
-from chatlearn.config.upstream import OBSOLETE, WITHOUT_EFFECT
+from chatlearn.config.upstream import OBSOLETE, WITHOUT_EFFECT, WITHOUT_EFFECT_ON_RAY
 
 PAGE = Path(__file__).parents[2] / "docs" / "coming-from-chatlearn.md"
 
@@ -181,7 +181,9 @@ def test_a_key_is_said_to_have_no_effect_where_it_has_none(row: Row) -> None:
     for path in filter(_is_key, row.ours):
         section, _, key = path.rpartition(".")
         field = ALIASES[section].get(key, key)
-        assert ("no effect" in row.difference) == (field in WITHOUT_EFFECT.get(section, {})), path
+        without = [table for table in (WITHOUT_EFFECT, WITHOUT_EFFECT_ON_RAY) if field in table.get(section, {})]
+        assert ("no effect" in row.difference) == (len(without) == 2), path
+        assert ("on a cluster" in row.difference) == (without == [WITHOUT_EFFECT]), path
 
 
 def test_refused_keys_are_refused() -> None:

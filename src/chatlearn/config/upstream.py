@@ -67,7 +67,10 @@ WITHOUT_EFFECT_ON_RAY: dict[str, dict[str, str]] = {
     "runtime": {
         **_CHECKSUMS,
         "concurrent_setup": "replicas are always set up side by side",
-        **dict.fromkeys(_TRANSPORT, "where two replicas live decides how weights go from one to the other"),
+        **dict.fromkeys(
+            [key for key in _TRANSPORT if key not in ("concurrent_comm", "coalesced_buffer_mb")],
+            "where two replicas live decides how weights go from one to the other",
+        ),
     },
 }
 """As :data:`WITHOUT_EFFECT`, where each replica is a process."""

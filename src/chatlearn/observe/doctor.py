@@ -23,6 +23,7 @@ EXTRAS: Mapping[str, tuple[tuple[str, ...], str]] = {
     "trackio": (("trackio",), "metrics in Trackio"),
     "math": (("math-verify",), "rewards that know when two answers are equal"),
     "lora": (("peft",), "adapters instead of whole models in training, sync and checkpoints"),
+    "ray": (("ray",), "replicas as processes, on this machine or on many"),
     "bench": (("trl", "accelerate", "datasets"), "the benchmark against TRL"),
     "demo": (("matplotlib", "reasoning-gym"), "the recipe `chatlearn run ppo`, and learning_curve.png"),
 }
@@ -32,7 +33,7 @@ _SAME = {"mlflow-skinny": "mlflow"}
 """A distribution that also comes as a part of another."""
 
 _FINDINGS = (OSError, RuntimeError, ImportError, AttributeError, ValueError, TypeError, LookupError, AssertionError)
-_CORE = ("torch", "numpy", "pydantic", "rich", "safetensors", "msgpack", "cloudpickle", "pyyaml")
+_CORE = ("torch", "numpy", "pydantic", "rich", "safetensors", "msgpack", "cloudpickle", "pyyaml", "xxhash")
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
 
 

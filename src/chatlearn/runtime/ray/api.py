@@ -77,6 +77,12 @@ def shutdown() -> None:
     ray.shutdown()
 
 
+def log_folder() -> str:
+    """Where the processes of the Ray that this process has started write their output."""
+    node: Any = ray._private.worker._global_node
+    return node.get_logs_dir_path()
+
+
 def nodes() -> list[dict[str, Any]]:
     """What Ray knows of the nodes that are alive."""
     return [node for node in ray.nodes() if node["Alive"]]

@@ -21,6 +21,7 @@ from ray._private import ray_constants, services, utils
 from chatlearn.errors import WorkerError
 from chatlearn.runtime.placement import Node, Resources
 from chatlearn.runtime.ray import api
+from chatlearn.runtime.ray.reaper import Reaper
 
 _CONNECT_SECONDS = 10
 _VARIABLES = {
@@ -40,6 +41,7 @@ _GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + _SETTINGS_FRAME + b
 _users = 0
 _joined_here = False
 _started_here = False
+_reaper: Reaper | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def connect(address: str | None, need: Resources) -> None:
         try:
             _start(need) if address is None else _join(address)
         except BaseException:
-            api.shutdown()  # what there is of it
+            _end()  # what there is of it
             raise
         _joined_here = True
     _users += 1
@@ -84,7 +86,15 @@ def disconnect() -> None:
     _users -= 1
     if _users == 0 and _joined_here:
         _joined_here = _started_here = False
-        api.shutdown()
+        _end()
+
+
+def _end() -> None:
+    global _reaper
+    api.shutdown()
+    if _reaper is not None:
+        _reaper.reap()
+        _reaper = None
 
 
 def machines() -> list[Machine]:
@@ -106,11 +116,11 @@ def machines() -> list[Machine]:
 
 
 def _start(need: Resources) -> None:
-    global _started_here
+    global _started_here, _reaper
     cores = max(os.cpu_count() or 1, math.ceil(need.cpus))
     with _on_loopback():
         _init(address="local", num_cpus=cores, include_dashboard=False, _node_ip_address="127.0.0.1")
-    _started_here = True
+    _started_here, _reaper = True, Reaper(api.log_folder())
 
 
 def _join(address: str) -> None:
