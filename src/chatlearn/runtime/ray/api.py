@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import ray
+from ray._private import worker
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -79,7 +80,7 @@ def shutdown() -> None:
 
 def log_folder() -> str:
     """Where the processes of the Ray that this process has started write their output."""
-    node: Any = ray._private.worker._global_node
+    node: Any = worker._global_node
     return node.get_logs_dir_path()
 
 
