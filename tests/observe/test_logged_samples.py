@@ -6,6 +6,7 @@ import json
 import math
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 
@@ -114,6 +115,11 @@ def test_advantages_that_differ_between_tokens_are_written_token_by_token() -> N
 )
 def test_odd_advantages_are_valid_json(advantages: torch.Tensor, expected: Any) -> None:
     assert _row(response_mask=MASK, advantages=advantages)["advantages"] == expected
+
+
+def test_a_span_of_time_is_text() -> None:
+    spans = np.array([3, 90], dtype="timedelta64[s]")
+    assert json.loads(sample_line({}, {"waited": spans}, 1)) == {"waited": "90 seconds"}
 
 
 def test_a_response_without_tokens_has_length_0() -> None:

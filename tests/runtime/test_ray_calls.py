@@ -25,6 +25,7 @@ from chatlearn.errors import DataError, ModuleError, WorkerError
 from chatlearn.modules.base import describe
 from chatlearn.runtime.base import Cluster, Handle
 from chatlearn.runtime.calls import Rows, StepCall
+from chatlearn.runtime.clients import ClientRef
 from chatlearn.runtime.local import LocalCluster
 from chatlearn.runtime.ray.failures import RemoteError
 from chatlearn.types import SampleIds
@@ -330,6 +331,7 @@ def test_what_the_driver_gets_is_its_own_to_change(on_ray: Cluster, returning: H
     held = on_ray.put({**large(), "do": [dict, dict]})
     first = run_on(on_ray, returning, held)
     first["x"].add_(1)
+    first["array"] += 1
     assert torch.equal(first["x"], large()["x"] + 1)
     assert torch.equal(on_ray.get(held)["x"], large()["x"])
 
@@ -352,6 +354,33 @@ def test_a_worker_has_the_drivers_folder_and_modules(on_ray: Cluster, pair: tupl
     folder, paths = apply(on_ray, pair[0], lambda module: (os.getcwd(), list(sys.path)))
     assert folder == os.getcwd()
     assert str(Path(__file__).parent) in paths
+
+
+def test_sets_of_texts_have_one_order_on_all_replicas(on_ray: Cluster, pair: tuple[Handle, ...]) -> None:
+    first, second = (apply(on_ray, handle, hash_of, "reward") for handle in pair)
+    assert first == second
+
+
+def hash_of(module: BaseModule, text: str) -> int:
+    return hash(text)
+
+
+class Caller(BaseModule):
+    """Asks a module that raises, and says what it caught."""
+
+    def forward_step(self, data: dict[str, Any], judge: Any) -> dict[str, Any]:
+        try:
+            return judge.forward_step({"do": data["do"]})
+        except StepError as error:
+            return {"caught": [type(error.__cause__).__name__] * len(data["do"])}
+
+
+def test_a_step_catches_what_a_module_raises_that_it_asks(on_ray: Cluster, returning: Handle) -> None:
+    judge = spawn(on_ray, Returning("judge", do))
+    caller = spawn(on_ray, Caller("caller"))
+    reference = ClientRef(judge.module, {"forward_step": ("data",)}, 1)
+    caught = run(on_ray, caller, {"do": [raise_two_arguments]}, constants={"judge": reference})
+    assert caught == {"caught": ["TwoArgumentsError"]}
 
 
 def test_a_call_to_nobody_is_refused(on_ray: Cluster) -> None:

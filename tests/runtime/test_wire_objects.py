@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from chatlearn.runtime.objects import Layout, instance_of
 from chatlearn.runtime.wire import carried, decode, encode
 
 WAYS = {"wire": lambda value: decode(encode(value)), "carried": carried}
@@ -203,3 +204,15 @@ print((old.scaled, old.__init__, Sample.scaled) == methods, Policy(1).scaled())
 def test_classes_and_functions_of_a_script_stay_the_same_inside_of_the_process():
     printed = subprocess.run([sys.executable, "-c", LIVE_SCRIPT], check=True, capture_output=True, text=True).stdout
     assert printed.split() == ["True", "10", "True", "4", "True", "True", "True", "True", "2"]
+
+
+@dataclasses.dataclass(slots=True)
+class WithSlots:
+    a: int
+    b: str
+
+
+def test_attributes_of_a_sender_without_slots_fill_the_slots_of_the_receiver():
+    """A class of a script loses its slots on the way through cloudpickle."""
+    sent = Layout("module", "WithSlots", attributes=("a", "b"), slots=())
+    assert instance_of(WithSlots, sent, [1, "x"]) == WithSlots(1, "x")

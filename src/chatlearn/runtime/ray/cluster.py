@@ -25,7 +25,7 @@ from chatlearn.runtime.ray.failures import Failed, original, restored
 from chatlearn.runtime.ray.host import Host, Identity, Surroundings, versions
 from chatlearn.runtime.ray.logs import keep_logs
 from chatlearn.runtime.ray.losses import loss, lost_with_node
-from chatlearn.runtime.ray.payload import Argument, packed, replaced, unpacked
+from chatlearn.runtime.ray.payload import Argument, owned, packed, replaced, unpacked
 from chatlearn.runtime.ray.relay import Relay
 from chatlearn.runtime.ray.reservation import Bundle, release, reserved
 from chatlearn.runtime.ray.tasks import RayFuture, Task, Value
@@ -164,7 +164,8 @@ class RayCluster:
         try:
             return unpacked(api.get(answer))
         except RayError as error:
-            raise self._error(original(error)) from None
+            failure = self._error(original(error))
+        raise failure
 
     def put(self, value: Any) -> Future:
         """Stores a value of the driver."""
@@ -180,11 +181,12 @@ class RayCluster:
         if task.error is not None:
             raise task.error
         if future.value is None and task.receipt is not None:
-            return unpacked(task.receipt, copied=True)
+            return owned(task.receipt)
         try:
-            return unpacked(api.get(future.ref), copied=True)
+            return owned(api.get(future.ref))
         except RayError as error:
-            raise self._error(original(error)) from None
+            failure = self._error(original(error))
+        raise failure
 
     def wait(self, futures: Sequence[Any], num: int = 1) -> tuple[list[Future], list[Future]]:
         """Waits until ``num`` futures are done (0: only looks)."""

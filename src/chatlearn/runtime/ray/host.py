@@ -230,11 +230,12 @@ class Host:
             answer: Payload = api.get(self._peers[module][replica].answer.remote(*arguments))
         except RayTaskError as error:
             cause = original(error)
-            raise restored(cause) if isinstance(cause, Failed) else cause from None
         except RayActorError:
             raise LostPeer(module, replica) from None
-        output, report = unpacked(answer)
-        return output, _shifted(report, -self._clock)
+        else:
+            output, report = unpacked(answer)
+            return output, _shifted(report, -self._clock)
+        raise restored(cause) if isinstance(cause, Failed) else cause  # out here its own cause stays
 
     def _guarded(self, function: Callable[..., Any], *args: Any) -> Any:
         try:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from chatlearn.guards import kind_of
 from chatlearn.runtime.calls import Rows
 from chatlearn.runtime.wire import decode_parts, encode_parts
@@ -26,11 +28,31 @@ def packed(value: Any) -> Payload:
     return [head, *buffers] if buffers else head
 
 
-def unpacked(payload: Payload, copied: bool = False) -> Any:
-    """The value of :func:`packed`; large tensors and arrays lie in Ray's shared memory, unless they are ``copied``."""
-    if copied and not isinstance(payload, bytes):
-        payload = [payload[0], *(buffer.copy() for buffer in payload[1:])]
+def unpacked(payload: Payload) -> Any:
+    """The value of :func:`packed`; large tensors and arrays lie in Ray's shared memory, and are for reading."""
     return decode_parts(payload, ()) if isinstance(payload, bytes) else decode_parts(payload[0], payload[1:])
+
+
+def owned(payload: Payload) -> Any:
+    """The value of :func:`packed`, all of it the caller's own, to be changed too."""
+    if isinstance(payload, bytes):
+        return decode_parts(payload, ())
+    value = decode_parts(payload[0], [buffer.copy() for buffer in payload[1:]])
+    _make_writeable(value)
+    return value
+
+
+def _make_writeable(value: Any) -> None:
+    """Lifts the mark of arrays in a batch, whose memory is their own."""
+    kind = kind_of(value)
+    if kind is dict:
+        for part in value.values():
+            _make_writeable(part)
+    elif kind is list or kind is tuple:
+        for part in value:
+            _make_writeable(part)
+    elif kind is np.ndarray and not value.flags.writeable:
+        value.flags.writeable = True
 
 
 def replaced(value: Any, kind: type, replace: Callable[[Any], Any]) -> Any:
