@@ -136,7 +136,7 @@ rlhf:
             "ppo.yaml:5  models.a.pipeline_model_parallel_size: num_gpu must be a multiple of the tensor, pipeline and "
             "expert parallel sizes together, which are 4 here; it is 6",
         ),
-        ("runtime_env: {backend: ray}", "runtime_env.backend: expected `local`, got 'ray'"),
+        ("runtime_env: {backend: dask}", "runtime_env.backend: expected one of `local`, `ray`, got 'dask'"),
     ],
 )
 def test_wrong_values(problems, text, words):

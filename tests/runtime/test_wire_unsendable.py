@@ -105,7 +105,7 @@ CASES: dict[str, tuple[Any, str]] = {
     "array": ({"x": object_array()}, f"`['x'][1, 0]` ({LOCK_TYPE})"),
     "closure": ({"f": closing_over(LOCK)}, f"`['f'].__closure__['lock']` ({LOCK_TYPE})"),
     "default": ([with_default(LOCK)], f"`[0].__defaults__[0]` ({LOCK_TYPE})"),
-    "partial": (functools.partial(print, 1, file=LOCK), f"`.keywords['file']` ({LOCK_TYPE})"),
+    "partial": (functools.partial(sorted, [1], key=LOCK), f"`.keywords['key']` ({LOCK_TYPE})"),
     "state": ([Dropping()], f"`[0].rows` ({GENERATOR})"),
     "refusing": ([1, Refusing()], "`[1]` (test_wire_unsendable.Refusing)"),
     "loop": (in_a_loop(), f"`['lock']` ({LOCK_TYPE})"),
@@ -177,7 +177,7 @@ def class_with(**parts):
         (type("Derived", (local_class(LOCK),), {}), ".__bases__[0].handle"),
         (class_with(make=classmethod(closing_over(LOCK))), ".make.__func__.__closure__['lock']"),
         (class_with(made=property(closing_over(LOCK))), ".made.fget.__closure__['lock']"),
-        (class_with(make=functools.partialmethod(print, LOCK)), ".make.args[0]"),
+        (class_with(make=functools.partialmethod(len, LOCK)), ".make.args[0]"),
     ],
     ids=["base", "class method", "property", "partial method"],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -349,8 +350,7 @@ if __name__ == "__main__":
 def test_nothing_is_left_behind_after_kill_9(tmp_path: Path) -> None:
     program = tmp_path / "killed.py"
     program.write_text(_KILLED)
-    folders = [Path("/dev/shm"), tmp_path / "temporary"]
-    folders[1].mkdir()
+    folders = [Path("/dev/shm"), Path(tempfile.mkdtemp(prefix="sync"))]  # the name of a socket must be short
     before = set(os.listdir("/dev/shm"))
     paths = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
     environment = {**os.environ, "TMPDIR": str(folders[1]), "PYTHONPATH": paths}
