@@ -9,7 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from chatlearn.config.section import Count, Names, PathText, Section
 from chatlearn.config.values import plain, problem
 
-_PARALLEL_SIZES = (
+PARALLEL_SIZES = (
     "tensor_model_parallel_size",
     "pipeline_model_parallel_size",
     "expert_model_parallel_size",
@@ -17,7 +17,9 @@ _PARALLEL_SIZES = (
     "sp_size",
     "zero_size",
 )
-_SIZES_FROM_ONE = tuple(key for key in _PARALLEL_SIZES if key != "fsdp_size")
+"""Keys that say over how many ranks a replica is split."""
+
+_SIZES_FROM_ONE = tuple(key for key in PARALLEL_SIZES if key != "fsdp_size")
 
 
 class LoraConfig(Section):
@@ -168,11 +170,11 @@ class ModelConfig(Section):
             raise problem(f"is {value}, but the module has {num_gpu} GPUs (num_gpu)", f"set it to {num_gpu} or less")
         return value
 
-    @field_validator(*_PARALLEL_SIZES[:3], mode="after")
+    @field_validator(*PARALLEL_SIZES[:3], mode="after")
     @classmethod
     def _divides_the_gpus(cls, value: int, info: ValidationInfo) -> int:
         num_gpu, size = info.data.get("num_gpu", 0), value
-        for key in _PARALLEL_SIZES[:3]:
+        for key in PARALLEL_SIZES[:3]:
             size *= info.data.get(key, 1)
         if num_gpu % size:
             raise problem(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from chatlearn.config.model import PARALLEL_SIZES
 from chatlearn.config.schema import SECTIONS, Config
 
 _WORKERS = "the modules run in this process, with its packages and its folder"
@@ -11,14 +12,6 @@ _SENDING = "inside one process weights are copied, not sent"
 _NO_WORKERS = "there are no other processes; set runtime_env.backend to ray to have them"
 
 _ENVIRONMENT = ("pip", "py_modules", "working_dir", "platform", "excludes")
-_PARALLEL = (
-    "tensor_model_parallel_size",
-    "pipeline_model_parallel_size",
-    "expert_model_parallel_size",
-    "fsdp_size",
-    "sp_size",
-    "zero_size",
-)
 _TRANSPORT = (
     "param_sync_comm_type",
     "param_sync_max_workers",
@@ -40,7 +33,7 @@ WITHOUT_EFFECT: dict[str, dict[str, str]] = {
     "models.*": {
         **dict.fromkeys(("num_gpu", "gpu_per_process", "num_cpu"), _DEVICES),
         "python": _NO_WORKERS,
-        **dict.fromkeys(_PARALLEL, _RANKS),
+        **dict.fromkeys(PARALLEL_SIZES, _RANKS),
         **_MODEL,
     },
     "models.*.batch_generation": _GENERATION,
@@ -62,7 +55,7 @@ WITHOUT_EFFECT_ON_RAY: dict[str, dict[str, str]] = {
         ),
         **dict.fromkeys(("isolate", "local_threads"), "each replica is a process of its own"),
     },
-    "models.*": {**dict.fromkeys(_PARALLEL, "no model is split over ranks yet"), **_MODEL},
+    "models.*": {**dict.fromkeys(PARALLEL_SIZES, "no model is split over ranks yet"), **_MODEL},
     "models.*.batch_generation": _GENERATION,
     "runtime": {
         **_CHECKSUMS,

@@ -11,20 +11,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from chatlearn.config.check import Problem, source_of
-from chatlearn.config.model import ModelConfig
+from chatlearn.config.model import PARALLEL_SIZES, ModelConfig
 from chatlearn.config.schema import Config
 
 FINEST = 10_000
 """Clusters count resources in steps of 1 / FINEST, so shares are rounded down to that."""
-
-_PARALLEL_SIZES = (
-    "tensor_model_parallel_size",
-    "pipeline_model_parallel_size",
-    "expert_model_parallel_size",
-    "fsdp_size",
-    "sp_size",
-    "zero_size",
-)
 
 
 @dataclass(frozen=True)
@@ -177,7 +168,7 @@ def _size_problems(config: Config, name: str) -> Iterator[Problem]:
     if model.num_gpu and model.num_gpu != model.num_replica * model.gpu_per_process:
         place = source_of(config, ("models", name, "num_gpu"))
         yield Problem(place, f"models.{name}.num_gpu", *_uneven(name, model))
-    for key in _PARALLEL_SIZES:
+    for key in PARALLEL_SIZES:
         if (size := getattr(model, key)) > 1:
             message = f"is {size}, which divides a replica of {name} among processes; one process a replica runs today"
             yield Problem(source_of(config, ("models", name, key)), f"models.{name}.{key}", message, "set it to 1")
