@@ -22,7 +22,7 @@ from chatlearn.runtime.clients import ClientRef
 from chatlearn.runtime.ray import oom, watch
 from chatlearn.runtime.ray.losses import remains
 from chatlearn.runtime.ray.tasks import Task
-from chatlearn.runtime.ray.watch import dumped, hang_limit, hang_report
+from chatlearn.runtime.ray.watch import Hang, dumped, hang_limit, hang_report
 from chatlearn.runtime.stacks import Stack, running, users_frames
 from chatlearn.runtime.worker import Worker
 from chatlearn.sync.inlet import stand_by
@@ -180,7 +180,10 @@ def test_a_crash_tells_what_the_thread_that_crashed_was_executing(tmp_path: Path
     assert "threading" not in left.frames
 
 
-def test_a_process_that_is_stopped_and_one_that_is_gone_are_told(tmp_path: Path) -> None:
+def test_a_process_that_is_stopped_and_one_that_is_gone_are_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "_DUMP_SECONDS", 600.0)  # which others have to answer in
     program = subprocess.Popen([sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)"])
     os.waitpid(program.pid, os.WUNTRACED)
     gone = subprocess.Popen(["true"])
@@ -192,6 +195,20 @@ def test_a_process_that_is_stopped_and_one_that_is_gone_are_told(tmp_path: Path)
         program.wait()
     assert f"process {program.pid} is stopped" in str(stopped)
     assert str(ended) == f"  process {gone.pid} is gone"
+
+
+def test_a_hang_is_over_once_one_of_its_calls_has_ended_and_keeps_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    there: list[str] = []
+    monkeypatch.setattr(watch.api, "ready", lambda refs: [ref for ref in refs if ref in there])
+    tasks = [task(1, "policy", 0, call("batch 1")), task(2, "policy", 1, call("batch 2"))]
+    tasks[0].ending, tasks[1].ending = "first", "second"
+    hang = Hang(tasks, {}, 60)
+    assert hang.report == hang_report(tasks, {}, 60)
+    assert hang.keeps(["first"])
+    assert hang.keeps(["first", "second"])
+    assert not hang.keeps(["second", "of a new call"])
+    there.append("second")
+    assert not hang.keeps(["first"])
 
 
 def test_kills_of_the_kernel_count_from_the_start_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,7 +96,7 @@ def test_futures_inside_of_rows_are_resolved(cluster):
     handle = spawn(cluster, Echo("echo"))
     first, second = cluster.put({"x": [1, 2, 3], "z": [0, 0, 0]}), cluster.put({"x": [4, 5, 6]})
     pieces = (Rows((first, second), range(1, 3)), Rows((first,), [2, 0]))
-    assert cluster.get(cluster.call(handle, "gather", pieces)) == {"x": [5, 6, 3, 1], "z": [0, 0, 0, 0]}
+    assert run(cluster, handle, pieces, sample_ids=range(4)) == {"x": [5, 6, 3, 1], "z": [0, 0, 0, 0]}
 
 
 @pytest.mark.every_cluster
@@ -104,7 +104,7 @@ def test_outputs_go_on_as_futures_from_replica_to_replica(cluster):
     counter, echo = spawn(cluster, Counter("counter")), spawn(cluster, Echo("echo"))
     output = cluster.call(counter, "apply", append, {"x": torch.tensor([1.0, 2.0])}, {"x": torch.tensor([3.0])})
     parts = [cluster.put(part) for part in cluster.get(output)]
-    merged = cluster.get(cluster.call(echo, "gather", tuple(Rows((part,)) for part in parts)))
+    merged = run(cluster, echo, tuple(Rows((part,)) for part in parts), sample_ids=range(3))
     assert merged["x"].tolist() == [1, 2, 3]
 
 

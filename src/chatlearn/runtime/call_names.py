@@ -11,7 +11,6 @@ _NAMES = {
     "load_module": "load_checkpoint",
     "export_module": "export",
     "lines": "record of samples",
-    "gather": "joining of rows",
 }
 """Methods of a worker and functions beside a module -> what a user knows."""
 

@@ -34,9 +34,6 @@ from chatlearn.types import Batch
 _AT_ONCE = frozenset({"fetch", "lengths", "build_dataset"})
 """Methods that take no part in the order of a replica's calls: data sets are read by the driver's thread."""
 
-_STEPS = frozenset({"run", "gather"})
-"""Methods that run on the threads, for thread-safe modules."""
-
 
 class LocalCluster:
     """Runs everything in the calling thread, so that ``pdb`` and Ctrl-C just work; overlap is opt-in.
@@ -111,7 +108,7 @@ class LocalCluster:
         def run(*arguments: Any) -> Any:
             return self._run(worker, handle, method, self._carried(arguments))
 
-        pooled = method in _STEPS and not worker.settings.seeds_globals
+        pooled = method == "run" and not worker.settings.seeds_globals
         trains = method == "run" and args[0].phase == "train"
         return self._threads.submit(self._orders(handle, method, args), pooled, run, args, ahead=trains)
 
@@ -124,10 +121,8 @@ class LocalCluster:
 
     def _orders(self, handle: Handle, method: str, args: tuple[Any, ...]) -> tuple[Handle, ...]:
         """The replicas in whose order a call stands: its own, and those of the stateful modules that its step is given
-        to ask. Joining rows holds no replica up.
+        to ask.
         """
-        if method == "gather":
-            return ()
         constants: Mapping[str, Any] = args[0].constants if method == "run" else {}
         asked = dict.fromkeys(Handle(ref.name, 0) for ref in refs_in(constants))  # stateful: it has one replica
         return (handle, *(other for other in asked if self._worker(other).module.stateful))

@@ -216,10 +216,6 @@ class Worker:
         constants = with_clients(call.constants, client, ClientRef)
         return with_clients(constants, _copied, (torch.Tensor, np.ndarray)) if constants else constants
 
-    def gather(self, value: tuple[Rows, ...]) -> Batch:
-        """Rows from several places as one batch that lives here."""
-        return gathered(value, self._padding)
-
     def lines(self, rows: Rows, ids: SampleIds, episode: int) -> list[str]:
         """Rows as lines of text, made here so that only text has to travel; see
         :func:`chatlearn.observe.samples.sample_lines`.

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayError
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayError
 
 from chatlearn.config.schema import Config
-from chatlearn.errors import ChatLearnError, DataError, ModuleError, WorkerError
+from chatlearn.errors import DataError, ModuleError, WorkerError
 from chatlearn.modules.base import Description
 from chatlearn.runtime.arguments import unsendable
 from chatlearn.runtime.base import Future, Handle, Location, OnLoss
@@ -22,20 +21,17 @@ from chatlearn.runtime.placement import NOTHING, Node, Placement, Resources
 from chatlearn.runtime.ray import api, session
 from chatlearn.runtime.ray.environments import check_python
 from chatlearn.runtime.ray.failures import Failed, original, restored
-from chatlearn.runtime.ray.host import Host, Identity, Surroundings, versions
-from chatlearn.runtime.ray.logs import keep_logs
-from chatlearn.runtime.ray.losses import loss, lost_with_node
+from chatlearn.runtime.ray.host import Host, Surroundings
+from chatlearn.runtime.ray.losses import lost_with_node
 from chatlearn.runtime.ray.payload import Argument, owned, packed, replaced, unpacked
 from chatlearn.runtime.ray.relay import Relay
+from chatlearn.runtime.ray.replicas import Replicas
 from chatlearn.runtime.ray.reservation import Bundle, release, reserved
 from chatlearn.runtime.ray.tasks import RayFuture, Task, Value
-from chatlearn.runtime.ray.watch import PATIENCE, hang_limit, hang_report, stacks, wait_for_any
+from chatlearn.runtime.ray.watch import PATIENCE, Hang, hang_limit, stacks, wait_for_any
 from chatlearn.runtime.wire import encode
 
 _ACTOR = api.actor_class(Host, concurrency_groups={"questions": 1, "control": 2})
-_PING_SECONDS = 10
-_APART = frozenset({"gather", "fetch"})
-"""Methods whose values may be large and are for other workers."""
 
 
 class RayCluster:
@@ -52,16 +48,12 @@ class RayCluster:
         self._address, self._hang_timeout = address, hang_timeout
         self._machines: list[session.Machine] = []
         self._bundles: dict[Handle, Bundle] = {}
-        self._log_folder: Path | None = None
-        self._actors: dict[Handle, Any] = {}
-        self._constructed: dict[Handle, RayFuture] = {}
-        self._identities: dict[Handle, Identity] = {}
-        self._handles: dict[str, Handle] = {}
-        self._replaceable: dict[Handle, bool] = {}
+        self._replicas = Replicas()
         self._open: dict[int, Task] = {}
         self._last: dict[Handle, Task] = {}
         self._relay: Any = None
-        self._number = 0
+        self._number = self._num_spawned = 0
+        self._hang: Hang | None = None
         self._is_running = False
 
     @classmethod
@@ -108,45 +100,24 @@ class RayCluster:
             payload = packed((description, replica, settings))
         except DataError as error:
             raise ModuleError(unsendable(description) or f"models.{handle.module}: {error}") from None
-        actor = self._actors[handle] = _ACTOR.options(**self._options(handle, settings)).remote(str(handle))
-        self._handles[api.actor_id(actor)] = handle
-        self._replaceable[handle] = settings.replaceable
-        self._identities.pop(handle, None)
+        actor = _ACTOR.options(**self._options(handle, settings)).remote(str(handle))
         task = Task(handle, "construct", (), "call")
         arguments = [payload] if isinstance(payload, bytes) else payload
-        task.number = -len(self._constructed)  # before all calls
         task.ending = actor.construct.remote(encode(Surroundings.of_this_process()), *arguments)
+        self._num_spawned += 1
+        task.number = -self._num_spawned  # before all calls
         self._open[id(task)] = task
-        self._constructed[handle] = RayFuture(task, None, self.get)
+        self._replicas.add(handle, actor, RayFuture(task, None, self.get), settings.replaceable)
         return handle
 
     def location(self, handle: Handle) -> Location:
         """Node and process of a replica, once it is constructed."""
-        identity = self.identity(handle)
+        identity = self._replicas.identity(handle)
         return Location(identity.node, f"{identity.node}/{identity.pid}")
-
-    def identity(self, handle: Handle) -> Identity:
-        """The process of a replica, once it is constructed.
-
-        Raises:
-            WorkerError: it runs other versions than the driver.
-        """
-        if handle not in self._identities:
-            identity: Identity = self.get(self._constructed[handle])
-            if other := {name: v for name, v in identity.versions.items() if v != versions()[name]}:
-                theirs = ", ".join(f"{name} {version}" for name, version in other.items())
-                ours = ", ".join(f"{name} {versions()[name]}" for name in other)
-                raise WorkerError(
-                    f"{handle} on {identity.host} runs {theirs}, but the driver runs {ours}. Install the same versions "
-                    f"on all machines, or set models.{handle.module}.python to an environment that has them."
-                )
-            self._identities[handle] = identity
-            keep_logs(self._log_folder, {handle: identity})
-        return self._identities[handle]
 
     def call(self, handle: Handle, method: str, *args: Any) -> Future:
         """Submits a data call; what it raises is raised where its value is read."""
-        if method in _APART:
+        if method == "fetch":  # large, and for other workers
             return self._submitted_with_value(Task(handle, method, args, "call_apart"))
         return RayFuture(self._submitted(Task(handle, method, args, "call")), None, self.get)
 
@@ -157,14 +128,14 @@ class RayCluster:
 
     def control(self, handle: Handle, method: str, *args: Any) -> Any:
         """Calls past the data calls of a replica."""
-        self._actor(handle)
+        actor = self._replicas.actor(handle)
         if self._relay is None:
             self._relay = api.actor_class(Relay, num_cpus=0, max_concurrency=16).remote()
-        answer = self._relay.control.remote(self._actor(handle), encode((method, args)))
+        answer = self._relay.control.remote(actor, encode((method, args)))
         try:
             return unpacked(api.get(answer))
         except RayError as error:
-            failure = self._error(original(error))
+            failure = self._replicas.error(original(error))
         raise failure
 
     def put(self, value: Any) -> Future:
@@ -185,7 +156,7 @@ class RayCluster:
         try:
             return owned(api.get(future.ref))
         except RayError as error:
-            failure = self._error(original(error))
+            failure = self._replicas.error(original(error))
         raise failure
 
     def wait(self, futures: Sequence[Any], num: int = 1) -> tuple[list[Future], list[Future]]:
@@ -204,37 +175,27 @@ class RayCluster:
 
     def keep_logs(self, folder: Path) -> None:
         """Has one file for the output of each worker in a folder."""
-        self._log_folder = folder
-        keep_logs(folder, {handle: self.identity(handle) for handle in self._actors})
+        self._replicas.keep_logs(folder)
 
     def stacks(self) -> dict[str, str]:
         """What every worker is executing: Python stacks by handle."""
-        return stacks({handle: self.identity(handle) for handle in self._actors})
+        return stacks({handle: self._replicas.identity(handle) for handle in self._replicas})
 
     def kill(self, handle: Handle) -> None:
         """Ends the process of a replica."""
-        actor = self._actors.pop(handle, None)
-        if actor is not None:
-            api.kill(actor)
+        self._replicas.kill(handle)
 
     def shutdown(self) -> None:
         """Ends all replicas, and Ray if it was started here."""
         if not self._is_running:
             return
         self._is_running = False
-        keep_logs(self._log_folder, self._identities, as_copies=True)
-        for handle in list(self._actors):
-            self.kill(handle)
+        self._replicas.end()
         release(self._bundles.values())
         self._bundles = {}
         self._open.clear()
         self._last.clear()
         session.disconnect()
-
-    def _actor(self, handle: Handle) -> Any:
-        if handle not in self._actors:
-            raise WorkerError(f"{handle} is not running: it was killed, or the cluster was shut down.")
-        return self._actors[handle]
 
     def _options(self, handle: Handle, settings: ReplicaSettings) -> dict[str, Any]:
         bundle = self._bundles.get(handle)
@@ -254,7 +215,7 @@ class RayCluster:
         return RayFuture(self._submitted(task), value, self.get)
 
     def _submitted(self, task: Task) -> Task:
-        actor = self._actor(task.handle)
+        actor = self._replicas.actor(task.handle)
         refs: list[Any] = []
         task.inputs = []
 
@@ -286,9 +247,8 @@ class RayCluster:
         """The actors that a step may ask."""
         if task.method != "run" or not (constants := task.args[0].constants):
             return None
-        return {
-            ref.name: [self._actor(Handle(ref.name, i)) for i in range(ref.num_replica)] for ref in refs_in(constants)
-        }
+        actor = self._replicas.actor
+        return {ref.name: [actor(Handle(ref.name, i)) for i in range(ref.num_replica)] for ref in refs_in(constants)}
 
     def _before(self, task: Task, peers: Mapping[str, Any] | None) -> list[Task]:
         """Calls that have to end before this one begins, for the sake of replicas that keep state: Ray keeps the order
@@ -296,7 +256,7 @@ class RayCluster:
         """
         before: list[Task] = []
         for handle in (task.handle, *[Handle(name, 0) for name in peers or ()]):
-            if self._replaceable.get(handle, False):
+            if self._replicas.is_replaceable(handle):
                 continue
             last = self._last.get(handle)
             if last is not None and not last.done:
@@ -347,17 +307,17 @@ class RayCluster:
                 if task.ending in there and (cause := self._end_or_cause(task)) is not None:
                     del self._open[id(task)]
                     again.append(task)
-                    lost.setdefault(self._lost_handle(task, cause), cause)
+                    lost.setdefault(self._replicas.lost(task, cause), cause)
         again.sort(key=lambda task: task.number)
-        if lost and (gone := lost_with_node(self._known(), again)) is not None:
+        if lost and (gone := lost_with_node(self._replicas.known(), again)) is not None:
             raise gone
         for handle, cause in lost.items():
             if isinstance(cause, ObjectLostError):  # none of those that it may be has died
-                raise self._error(cause)
-            if self._is_alive(handle, cause):  # it has been made up for already
+                raise self._replicas.error(cause)
+            if self._replicas.is_alive(handle, cause):  # it has been made up for already
                 continue
             running = next((task for task in again if task.handle == handle), None)
-            error = loss(handle, self._known().get(handle), cause, running)
+            error = self._replicas.loss(handle, cause, running)
             if self.on_loss is None:
                 raise error
             self.on_loss(handle, error)
@@ -366,15 +326,6 @@ class RayCluster:
                 self._end(task, None, WorkerError(f"{task.handle} died before it was constructed."))
             else:
                 self._submitted(task)
-
-    def _known(self) -> dict[Handle, Identity]:
-        """The processes of all replicas that have been constructed."""
-        for handle, future in self._constructed.items():
-            if handle not in self._identities:
-                with contextlib.suppress(RayError, ChatLearnError):
-                    if api.ready([future.ref]):
-                        self._identities[handle] = unpacked(api.get(future.ref))
-        return self._identities
 
     def _end_or_cause(self, task: Task, timeout: float | None = None) -> BaseException | None:
         """Takes what a call has left behind that ends within ``timeout`` seconds; returns why it is to be run again, if
@@ -391,42 +342,21 @@ class RayCluster:
             self._end(task, None, restored(cause))
         return None
 
-    def _is_alive(self, handle: Handle, cause: BaseException) -> bool:
-        actor = self._actor(handle)
-        if isinstance(cause, Failed):  # a step has asked it, perhaps the one before
-            try:
-                return bool(api.get(actor.control.remote(encode(("ping", ()))), timeout=_PING_SECONDS))
-            except RayError:
-                return False
-        return getattr(cause, "actor_id", None) not in (None, api.actor_id(actor))
-
-    def _lost_handle(self, task: Task, cause: BaseException) -> Handle:
-        """The replica whose death made a call fail: its own, that of an input, or one that it asked."""
-        if isinstance(cause, Failed) and cause.lost is not None:
-            return Handle(*cause.lost)
-        return self._handles.get(getattr(cause, "actor_id", None) or "", task.handle)
-
-    def _error(self, cause: BaseException) -> Exception:
-        if isinstance(cause, Failed):
-            return restored(cause)
-        if isinstance(cause, RayActorError):
-            handle = self._handles.get(cause.actor_id or "")
-            if handle is not None:
-                return loss(handle, self._known().get(handle), cause, None)
-        return WorkerError(f"A value of the cluster is lost: {str(cause).strip()}")
-
     def _await(self, refs: list[Any]) -> None:
         """Waits until one of these is there.
 
         Raises:
-            WorkerError: nothing has ended for too long.
+            WorkerError: nothing has ended for too long; at once, where it has been said before and nothing has since.
         """
+        if self._hang is not None and self._hang.keeps(refs):
+            raise WorkerError(self._hang.report)
         limit = hang_limit(self._open.values(), self._hang_timeout)
         if not wait_for_any(refs, lambda: [task.ending for task in self._open.values()], limit):
             for task in list(self._open.values()):
                 if api.ready([task.ending]):
                     self._end_or_cause(task)
-            raise WorkerError(hang_report(list(self._open.values()), self._known(), limit or 0))
+            self._hang = Hang(list(self._open.values()), self._replicas.known(), limit or 0)
+            raise WorkerError(self._hang.report)
 
 
 def _head(task: Task, args: tuple[Any, ...]) -> bytes:

@@ -70,6 +70,27 @@ def is_debugged() -> bool:
     return sys.gettrace() is not None
 
 
+class Hang:
+    """Calls of which none has ended for too long.
+
+    Args:
+        tasks: all calls that have not ended, in the order of submission.
+        identities: the processes of all replicas.
+        seconds: since a call has ended.
+
+    Attributes:
+        report: what to say.
+    """
+
+    def __init__(self, tasks: Collection[Task], identities: Mapping[Handle, Identity], seconds: float) -> None:
+        self.report = hang_report(tasks, identities, seconds)
+        self._refs = {task.ending for task in tasks}
+
+    def keeps(self, refs: Iterable[Any]) -> bool:
+        """Whether all that somebody waits for is among them, and still none has ended."""
+        return self._refs.issuperset(refs) and not api.ready(list(self._refs))
+
+
 def hang_report(tasks: Collection[Task], identities: Mapping[Handle, Identity], seconds: float) -> str:
     """What to say when nothing has ended for so long: for each replica what it is at or waits for, and then the Python
     stacks of those that are executing something.
@@ -169,20 +190,32 @@ def _answer(pid: int, path: str, size: int, end: float) -> Stack:
             if now and now == text:
                 return running(now)
             text = now
-        if time.monotonic() > end:
-            return running(text) if text else Stack(problem=_why_silent(pid))
+        state = _state(pid)
+        if time.monotonic() > end or (not text and state in _SILENT):
+            return running(text) if text else Stack(problem=_why_silent(pid, state))
         time.sleep(0.05)
 
 
-def _why_silent(pid: int) -> str:
-    """What keeps a process from answering a signal."""
+_GONE, _STOPPED, _IN_SYSTEM = "", "T", "D"
+_SILENT = {_GONE, _STOPPED}
+"""States in which a process never answers a signal."""
+
+
+def _state(pid: int) -> str:
+    """Of a process, in the letters of ``/proc``; ``?`` where there is no such folder."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            state = file.read().rpartition(")")[2].split()[0]
+            return file.read().rpartition(")")[2].split()[0].upper()
     except OSError:
+        return _GONE if os.path.exists("/proc/self") else "?"
+
+
+def _why_silent(pid: int, state: str) -> str:
+    """What keeps a process from answering a signal."""
+    if state == _GONE:
         return f"  process {pid} is gone"
-    if state in "Tt":
+    if state == _STOPPED:
         return f"  process {pid} is stopped (by SIGSTOP, or by a debugger)"
-    if state == "D":
+    if state == _IN_SYSTEM:
         return f"  process {pid} waits for a device or for a file system, and answers no signal"
     return f"  process {pid} does not answer"
