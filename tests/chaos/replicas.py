@@ -163,7 +163,8 @@ def _beside(engine: Engine, kill: Kill | None, place: list[str], started: list[f
     if kill is None or over.wait(kill.delay):
         return
     cluster: Any = engine._deployment.cluster
-    os.kill(cluster.identity(Handle(kill.module, kill.replica)).pid, signal.SIGKILL)
+    process = cluster.location(Handle(kill.module, kill.replica)).process
+    os.kill(int(process.rpartition("/")[2]), signal.SIGKILL)
     kill.place = place[0]
 
 
