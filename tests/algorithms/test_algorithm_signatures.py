@@ -15,6 +15,7 @@ PAIRS = "(chosen, rejected, ref_chosen, ref_rejected, *, beta, variant='sigmoid'
 SIGNATURES = {
     advantages.gae: "(rewards_BT, values_BT, mask_BT, *, gamma, lam)",
     advantages.grpo: "(rewards_B, group_ids_B, *, normalize_std=True, eps=1e-06)",
+    advantages.dr_grpo: "(rewards_B, group_ids_B)",
     advantages.rloo: "(rewards_B, group_ids_B)",
     advantages.reinforce_plus_plus: "(rewards_BT, mask_BT, *, gamma=1.0)",
     advantages.reinforce_plus_plus_baseline: "(rewards_B, group_ids_B)",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from pathlib import Path
@@ -12,8 +13,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
-from chatlearn.checkpoint.files import load_state, save_state
+from chatlearn.checkpoint.files import Buffers, load_state, save_state, take_snapshot, write_snapshot
 from chatlearn.errors import CheckpointError
 
 
@@ -58,6 +60,8 @@ def _bits(tensor: torch.Tensor) -> bytes:
         {"a": np.arange(4, dtype=np.int16), "b": np.array([[math.nan, math.inf]])},
         {"c": np.array(7.5), "d": np.array([True]), "e": np.arange(6).reshape(2, 3).T},
         {"half": torch.tensor([1.5, -0.0]).bfloat16(), "bool": torch.tensor([True, False])},
+        {"complex": torch.tensor([1 + 2j, -3j]), "f8": torch.tensor([1.5, -2.0]).to(torch.float8_e4m3fn)},
+        {"u16": torch.tensor([65535], dtype=torch.uint16), "array": np.array([1j])},
         {"u8": torch.tensor([255], dtype=torch.uint8), "double": torch.tensor([0.1], dtype=torch.float64)},
         torch.tensor([1.0]),
         [torch.tensor([1.0]), (torch.tensor([2.0]),)],
@@ -165,7 +169,7 @@ def test_what_a_checkpoint_cannot_hold_is_named(value: Any, tmp_path: Path) -> N
 @pytest.mark.parametrize("damage", ["no json", "torn json", "torn tensors", "no tensors"])
 def test_damage_is_an_error_that_names_the_file(damage: str, tmp_path: Path) -> None:
     save_state({"a": torch.ones(3)}, tmp_path / "state")
-    json_file, tensors = tmp_path / "state.json", tmp_path / "state.safetensors"
+    json_file, tensors = tmp_path / "state.json", tmp_path / "state.rank0.safetensors"
     if damage == "no json":
         json_file.unlink()
     elif damage == "torn json":
@@ -174,7 +178,7 @@ def test_damage_is_an_error_that_names_the_file(damage: str, tmp_path: Path) -> 
         tensors.write_bytes(tensors.read_bytes()[:-4])
     else:
         tensors.unlink()
-    named = "state.json" if "json" in damage else "state.safetensors"
+    named = "state.json" if "json" in damage else "state.rank0.safetensors"
     with pytest.raises(CheckpointError, match=rf"{named} can't be read.*earlier checkpoint"):
         load_state(tmp_path / "state")
 
@@ -201,3 +205,73 @@ def test_tensors_come_back_aligned_as_torch_aligns_its_own(tmp_path):
     assert all(loaded[name].equal(tensor) for name, tensor in state.items())
     assert [loaded[name].data_ptr() % 64 for name in state] == [0] * 6
     assert loaded["array"].ctypes.data % 64 == 0
+
+
+def test_others_read_the_tensors_by_the_names_of_the_state(tmp_path: Path) -> None:
+    state = {"model": {"head.weight": torch.rand(2, 3), "scale": torch.tensor(2.5)}, "list": [torch.arange(3)]}
+    save_state(state, tmp_path / "state")
+    read = load_file(tmp_path / "state.rank0.safetensors")
+    assert sorted(read) == ["list.0", "model.head.weight", "model.scale"]
+    assert read["model.head.weight"].equal(state["model"]["head.weight"])
+    assert read["list.0"].equal(torch.arange(3))
+
+
+def test_parts_may_be_called_otherwise(tmp_path: Path) -> None:
+    snapshot = take_snapshot(
+        {"optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}}}, {"optimizer.state.0": "adam.head"}
+    )
+    write_snapshot(snapshot, tmp_path / "state")
+    assert list(load_file(tmp_path / "state.rank0.safetensors")) == ["adam.head.exp_avg"]
+    assert load_state(tmp_path / "state")["optimizer"]["state"][0]["exp_avg"].equal(torch.ones(2))
+
+
+def test_a_tensor_that_is_there_twice_is_written_once(tmp_path: Path) -> None:
+    tensor = torch.rand(1000)
+    save_state({"a": tensor, "b": tensor, "part": tensor[:500]}, tmp_path / "state")
+    assert sorted(load_file(tmp_path / "state.rank0.safetensors")) == ["a", "part"]
+    loaded = load_state(tmp_path / "state")
+    assert loaded["b"].equal(tensor)
+    assert loaded["part"].equal(tensor[:500])
+
+
+def test_blocks_of_several_ranks_make_up_a_tensor(tmp_path: Path) -> None:
+    """As a state of two ranks lies there: rows of one matrix, columns of another, and one tensor whole."""
+    rows, columns, whole = torch.rand(5, 4), torch.rand(3, 6), torch.arange(3)
+    save_state({"rows": rows, "columns": columns, "whole": whole}, tmp_path / "state")
+    content = json.loads((tmp_path / "state.json").read_text())
+    parts = [{"rows": rows[:2], "columns": columns[:, :4].contiguous(), "whole": whole}]
+    parts.append({"rows": rows[2:], "columns": columns[:, 4:].contiguous()})
+    for rank, part in enumerate(parts):
+        save_file(part, tmp_path / f"state.rank{rank}.safetensors")
+    offsets = {"rows": ([0, 0], [2, 0]), "columns": ([0, 0], [0, 4])}
+    for name, (first, second) in offsets.items():
+        content["tensors"][name]["blocks"] = [
+            {"file": f"state.rank{rank}.safetensors", "offset": at, "shape": list(parts[rank][name].shape)}
+            for rank, at in enumerate((first, second))
+        ]
+    (tmp_path / "state.json").write_text(json.dumps(content))
+    loaded = load_state(tmp_path / "state")
+    assert loaded["rows"].equal(rows)
+    assert loaded["columns"].equal(columns)
+    assert loaded["whole"].equal(whole)
+    del content["tensors"]["rows"]["blocks"][1]
+    (tmp_path / "state.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=r"the blocks of rows don't make up its shape \[5, 4\]"):
+        load_state(tmp_path / "state")
+
+
+def test_a_copy_is_not_changed_by_what_follows_and_the_next_one_takes_its_memory(tmp_path: Path) -> None:
+    weight, copies = torch.ones(4), Buffers()
+    first = take_snapshot({"weight": weight}, copies=copies)
+    weight.fill_(7)
+    write_snapshot(first, tmp_path / "first")
+    assert load_state(tmp_path / "first")["weight"].equal(torch.ones(4))
+    second = take_snapshot({"weight": weight}, copies=copies)
+    assert second.tensors["weight"].data_ptr() == first.tensors["weight"].data_ptr()
+    assert second.tensors["weight"].equal(torch.full((4,), 7.0))
+    assert take_snapshot({"weight": weight}).tensors["weight"].data_ptr() == weight.data_ptr()
+
+
+def test_a_tensor_that_no_file_holds_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"a/b is a tensor of torch\.float32 with layout torch\.sparse_coo"):
+        save_state({"a": {"b": torch.eye(2).to_sparse()}}, tmp_path / "state")

@@ -15,6 +15,8 @@ from chatlearn import BaseModule, CheckpointError, StepError
 from chatlearn.checkpoint.module_state import (
     drifting_modules,
     export_module,
+    finish_saving,
+    has_saved,
     load_module,
     remember_setup,
     save_module,
@@ -44,7 +46,14 @@ class Frozen(BaseModule):
 
 
 def _saved(module: BaseModule, folder: Path, trained: bool = False, synced: bool = False) -> bool:
-    return save_module(module, str(folder), 1, trained, synced)
+    is_kept = save_module(module, str(folder), 1, trained, synced)
+    assert has_saved(module)
+    written = finish_saving(module)
+    assert bool(written) == is_kept
+    assert {name: file.nbytes for name, file in written.items()} == {
+        path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob(f"{module.name}.*/**/*")
+    } | {path.name: path.stat().st_size for path in folder.glob(f"{module.name}.state.*")}
+    return is_kept
 
 
 def test_a_state_that_never_changes_is_not_saved(tmp_path: Path) -> None:
@@ -193,7 +202,13 @@ def test_files_of_a_checkpoint_are_json_and_safetensors_only(tmp_path: Path) -> 
     with store.write(RunState(episode=3), {}) as folder:
         _saved(Frozen("policy"), folder, trained=True)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert {path.name for path in files} == {"latest", "run.json", "policy.state.json", "policy.state.safetensors"}
+    assert {path.name for path in files} == {
+        "latest",
+        "manifest.json",
+        "run.json",
+        "policy.state.json",
+        "policy.state.rank0.safetensors",
+    }
     assert not any(re.search(rb"\x80[\x02-\x05]c?ctorch|PK\x03\x04", path.read_bytes()) for path in files)
 
 

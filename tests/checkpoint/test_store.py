@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,7 @@ def test_a_lost_pointer_falls_back_to_the_newest_complete(pointer: str | None, t
     store = CheckpointStore(tmp_path / "checkpoints")
     _write(store, 1)
     _write(store, 2)
-    (tmp_path / "checkpoints" / "episode-000003").mkdir()  # incomplete: no run.json
+    (tmp_path / "checkpoints" / ".episode-000003.partial").mkdir()
     latest = tmp_path / "checkpoints" / "latest"
     latest.unlink()
     if pointer is not None:
@@ -101,5 +102,65 @@ def test_a_checkpoint_of_the_same_episode_is_replaced(tmp_path: Path) -> None:
 
 def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps({"format": 99, "state": {}}))
-    with pytest.raises(CheckpointError, match="format 99; this version reads format 1"):
+    with pytest.raises(CheckpointError, match="format 99, of a newer or foreign version; this version reads format 2"):
         read_run_state(tmp_path)
+
+
+def _damage(checkpoint: Path) -> None:
+    (checkpoint / "weights").write_text("other")
+
+
+def test_a_kill_while_a_checkpoint_is_replaced_loses_neither(tmp_path: Path) -> None:
+    """Between two renames there is only the old one, under the name that it was put aside by."""
+    store = CheckpointStore(tmp_path)
+    _write(store, 1, weights="old")
+    aside = (tmp_path / "episode-000001").rename(tmp_path / ".episode-000001.replaced")
+    (tmp_path / ".episode-000001.partial").mkdir()
+    assert store.latest() == aside
+    assert store.all() == [aside]
+    store.recover()
+    assert store.latest() == tmp_path / "episode-000001"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["episode-000001", "latest"]
+    assert (tmp_path / "episode-000001" / "weights").read_text() == "old"
+
+
+def test_what_was_replaced_is_removed_where_the_new_one_is_there(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    _write(store, 1, weights="new")
+    shutil.copytree(tmp_path / "episode-000001", tmp_path / ".episode-000001.replaced")
+    store.recover()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["episode-000001", "latest"]
+
+
+def test_the_newest_that_works_is_found_behind_damaged_ones(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    for episode in (1, 2, 3):
+        _write(store, episode, weights="good!")
+    _damage(tmp_path / "episode-000003")
+    assert store.working() == tmp_path / "episode-000002"
+    assert store.working(besides=tmp_path / "episode-000002") == tmp_path / "episode-000001"
+
+
+def test_the_only_good_one_is_not_removed(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    for episode in (1, 2, 3):
+        _write(store, episode, weights="good!")
+    store.mark_best(3)
+    store.remove(tmp_path / "episode-000003")
+    assert (store.latest(), store.best()) == (tmp_path / "episode-000002", None)
+    _damage(tmp_path / "episode-000001")
+    with pytest.raises(CheckpointError, match="is the only checkpoint of the run without damage; it is kept"):
+        store.remove(tmp_path / "episode-000002")
+    store.remove(tmp_path / "episode-000001")
+    assert store.all() == [tmp_path / "episode-000002"]
+
+
+def test_pruning_spares_the_best_and_the_one_that_was_written_last(tmp_path: Path) -> None:
+    """The last one may have a lower number than others, where a run went on from an older checkpoint."""
+    store = CheckpointStore(tmp_path)
+    for episode in (1, 2, 3, 4, 5):
+        _write(store, episode)
+    store.mark_best(1)
+    store.point_to("episode-000002")
+    store.prune(2)
+    assert [path.name for path in store.all()] == [f"episode-00000{n}" for n in (1, 2, 4, 5)]

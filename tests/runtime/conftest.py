@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
-from chatlearn.runtime.base import Cluster
+from chatlearn.config.load import load_config
+from chatlearn.runtime.base import CLUSTERS, Cluster, create_cluster
 from chatlearn.runtime.local import LocalCluster
 from chatlearn.runtime.seeding import preserved_globals
 
-LOCAL = {
+
+def _configured(backend: str) -> Cluster:
+    return create_cluster(load_config({"runtime_env": {"backend": backend}}))
+
+
+LOCAL: dict[str, Callable[[], Cluster]] = {
     "local": LocalCluster,
     "isolated": lambda: LocalCluster(isolate=True),
     "threads": lambda: LocalCluster(threads=2),
+    **{name: partial(_configured, name) for name in CLUSTERS if name not in ("local", "ray")},
 }
+"""How to make each that runs everywhere; a new line of ``CLUSTERS`` is held to the contract at once."""
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -121,6 +121,22 @@ def grpo(rewards_B: Tensor, group_ids_B: GroupIds, *, normalize_std: bool = True
     return groups.centered_B / (variance_B.sqrt() + eps)
 
 
+def dr_grpo(rewards_B: Tensor, group_ids_B: GroupIds) -> Tensor:
+    """Dr. GRPO (Liu et al. 2025, arXiv:2503.20783, section 3.2): :func:`grpo` with ``normalize_std=False``.
+
+    Args:
+        rewards_B: ``[B]``; finite, or NaN where a response could not be scored.
+        group_ids_B: as many; tensor ``[B]``, list or tuple.
+
+    Returns:
+        As :func:`grpo`.
+
+    Raises:
+        ValueError: the rewards are not ``[B]``, or the number of ids is another.
+    """
+    return grpo(rewards_B, group_ids_B, normalize_std=False)
+
+
 def rloo(rewards_B: Tensor, group_ids_B: GroupIds) -> Tensor:
     """REINFORCE leave-one-out: the reward less the mean of the *other* responses to the prompt.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bdb
 import hashlib
 import inspect
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,15 @@ import numpy as np
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from chatlearn.checkpoint.files import load_state, save_state
+from chatlearn.checkpoint.disk import Written, sealed
+from chatlearn.checkpoint.files import Buffers, load_state, take_snapshot, write_snapshot
+from chatlearn.checkpoint.manifest import damage, is_complete
+from chatlearn.checkpoint.writing import Writing
 from chatlearn.errors import ChatLearnError, CheckpointError, StepError
 from chatlearn.guards import is_dict, is_instance, is_sequence, kind_of
+from chatlearn.modules.base import BaseModule
+
+_WRITING, _BUFFERS = "_writing", "_snapshot_buffers"
 
 
 def drifting_modules(syncs: Iterable[tuple[Any, Any]]) -> set[str]:
@@ -38,8 +44,10 @@ def remember_setup(module: Any, synced: bool) -> None:
     module.__dict__["_setup_fingerprint"] = _fingerprints(module, _state(module, synced))
 
 
-def save_module(module: Any, folder: str, iteration: int, trained: bool, synced: bool) -> bool:
-    """Writes the state of a module, and calls its own ``save_checkpoint``.
+def save_module(
+    module: Any, folder: str, iteration: int, trained: bool, synced: bool, asynchronous: bool = False
+) -> bool:
+    """Begins to write the state of a module, and calls its own ``save_checkpoint``; :func:`finish_saving` ends it.
 
     Args:
         module: of any kind.
@@ -47,9 +55,10 @@ def save_module(module: Any, folder: str, iteration: int, trained: bool, synced:
         iteration: complete episodes.
         trained: keep the whole state, changed or not.
         synced: its ``model`` comes by parameter sync and need not be kept.
+        asynchronous: the files are written on a thread, from a copy of the state, while the module goes on.
 
     Returns:
-        Whether anything was written.
+        Whether there is anything to keep.
 
     Raises:
         CheckpointError: the state holds what no checkpoint can.
@@ -58,22 +67,50 @@ def save_module(module: Any, folder: str, iteration: int, trained: bool, synced:
     state = _state(module, synced)
     if not trained and _is_as_after_setup(module, state):
         state = {}
-    if state:
-        try:
-            save_state(state, _stem(module, folder))
-        except CheckpointError as error:
-            raise CheckpointError(f"{module.name}: {error}") from error.__cause__
+    copies = module.__dict__.setdefault(_BUFFERS, Buffers()) if asynchronous else None
+    try:
+        snapshot = take_snapshot(state, _names(module), copies) if state else None
+    except CheckpointError as error:
+        raise CheckpointError(f"{module.name}: {error}") from error.__cause__
     wrote = _own_files(module, "save_checkpoint", folder, iteration)
-    return bool(state) or wrote
+    own = Path(folder) / f"{module.name}.files"
+
+    def write() -> dict[str, Written]:
+        written = {} if snapshot is None else write_snapshot(snapshot, _stem(module, folder))
+        if wrote:
+            files = sorted(path for path in own.rglob("*") if path.is_file())
+            written |= {path.relative_to(folder).as_posix(): sealed(path) for path in files}
+        return written
+
+    module.__dict__[_WRITING] = Writing(write, f"checkpoint of {module.name}", asynchronous)
+    return snapshot is not None or wrote
+
+
+def has_saved(module: Any) -> bool:
+    """Whether :func:`finish_saving` would not wait."""
+    writing: Writing | None = module.__dict__.get(_WRITING)
+    return writing is None or writing.has_ended
+
+
+def finish_saving(module: Any) -> dict[str, Written]:
+    """Waits for what :func:`save_module` has begun; returns the files by their paths in the checkpoint.
+
+    Raises:
+        CheckpointError: one can't be written.
+    """
+    writing: Writing | None = module.__dict__.pop(_WRITING, None)
+    return {} if writing is None else writing.result()
 
 
 def load_module(module: Any, folder: str, iteration: int) -> None:
     """Takes back what :func:`save_module` wrote.
 
     Raises:
-        CheckpointError: the state does not fit what ``setup()`` made.
+        CheckpointError: a file is missing or damaged, or the state does not fit what ``setup()`` made.
         StepError: the module's own ``load_checkpoint`` raised.
     """
+    if is_complete(Path(folder)):
+        _check_files(Path(folder), f"{module.name}.state", f"{module.name}.files/")
     stem = _stem(module, folder)
     if stem.with_name(stem.name + ".json").exists():
         state = load_state(stem)
@@ -89,6 +126,11 @@ def load_module(module: Any, folder: str, iteration: int) -> None:
     _own_files(module, "load_checkpoint", folder, iteration)
 
 
+def _check_files(folder: Path, *prefixes: str) -> None:
+    if problems := [line for prefix in prefixes for line in damage(folder, prefix)]:
+        raise CheckpointError("\n".join(problems))
+
+
 def export_module(module: Any, path: str) -> None:
     """Calls the module's ``export(path)``.
 
@@ -97,6 +139,30 @@ def export_module(module: Any, path: str) -> None:
     """
     with _named(module, "export"):
         module.export(path)
+
+
+def _names(module: BaseModule) -> dict[str, str]:
+    """Beginnings of the names of an optimizer's tensors: with the names of the parameters that they belong to, in the place
+    of numbers.
+    """
+    parameters = {id(value): name for name, value in _parameters(module)}
+    names: dict[str, str] = {}
+    for attribute, optimizer in module.__dict__.items():
+        if isinstance(optimizer, torch.optim.Optimizer):
+            groups: list[dict[str, Any]] = optimizer.param_groups
+            for number, parameter in enumerate(each for group in groups for each in group["params"]):
+                if name := parameters.get(id(parameter)):
+                    names[f"{attribute}.state.{number}"] = f"{attribute}.state.{name}"
+    return names
+
+
+def _parameters(module: BaseModule) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """The parameters of all models of a module, those of ``model`` by the names that it gives them."""
+    models = {key: value for key, value in module.__dict__.items() if isinstance(value, torch.nn.Module)}
+    for attribute in sorted(models, key=lambda key: key == "model"):
+        prefix = "" if attribute == "model" else f"{attribute}."
+        for name, parameter in models[attribute].named_parameters():
+            yield prefix + name, parameter
 
 
 def _stem(module: Any, folder: str) -> Path:

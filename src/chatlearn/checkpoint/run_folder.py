@@ -66,6 +66,7 @@ def claim_run_folder(runtime: RuntimeConfig) -> RunFolder:
     for folder in filter(Path.exists, (found.path, found.checkpoints)):
         _check_writable(folder, _key_of(found, runtime))
     claim = run_lock.claim(found.path)
+    CheckpointStore(found.checkpoints).recover()
     if (found.path / "config.yaml").is_file():  # what is there may have changed until the folder was ours
         again = _readable(runtime)
         if again.finished or again.path != found.path:

@@ -1,32 +1,22 @@
-"""Checkpoints of a run: complete or absent, written aside and renamed; ``latest`` is a pointer."""
+"""Checkpoints of a run: complete or absent, written aside and renamed; ``latest`` and ``best`` are pointers."""
 
 from __future__ import annotations
 
-import shutil
+import os
+import re
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from chatlearn.checkpoint.files import load_state, read_json, save_state, sync_to_disk, write_json
+from chatlearn.checkpoint.disk import Written, remove, replace_text, sync_folder, unwritable
+from chatlearn.checkpoint.files import read_json, write_json
+from chatlearn.checkpoint.manifest import FORMAT, damage, is_complete, other_format, seal
 from chatlearn.errors import CheckpointError
-from chatlearn.guards import is_mapping
 
-FORMAT = 1
 
-MAY_CHANGE = frozenset(
-    {
-        *("backend", "isolate", "local_threads", "num_replica", "num_cpu", "stream_data_loader_type"),
-        *("num_episode", "eval_episode_interval", "save_episode_interval", "resume", "output_dir", "exp_name"),
-        *("log_interval", "log_samples", "export", "sinks", "trace", "profile_episodes", "profiler_dir"),
-        *("best_metric", "best_metric_mode", "early_stop_patience", "early_stop_threshold"),
-        *("max_data_ckpt_nums", "model_config_file", "enable_eval_before_training"),
-        *("offload_weights", "offload_optimizer_states", "free_grad_buffers", "free_memory", "force_free_memory"),
-        *("data_checkpoint_path", "load_data_checkpoint_iteration", "enable_resume_training"),
-    }
-)
-"""Keys of the configuration that a resumed run may change: they don't decide what an episode computes."""
+_NAME = re.compile(r"episode-\d{6,}")
 
 
 @dataclass
@@ -66,15 +56,22 @@ class CheckpointStore:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
+    def all(self) -> list[Path]:
+        """All checkpoints, the oldest first."""
+        return [path for _, path in sorted(self._named().items())]
+
     def latest(self) -> Path | None:
-        """The newest complete checkpoint."""
-        pointer = self._folder / "latest"
-        if pointer.is_file():
-            found = self._folder / pointer.read_text(encoding="utf-8").strip()
-            if (found / "run.json").is_file():
-                return found
-        complete = sorted(path.parent for path in self._folder.glob("episode-*/run.json"))
-        return complete[-1] if complete else None
+        """The checkpoint that was written last, or, where that is gone, the one with most episodes."""
+        return self._named().get(self.pointed("latest")) or next(reversed(self.all()), None)
+
+    def best(self) -> Path | None:
+        """The checkpoint with the best metric."""
+        return self._named().get(self.pointed("best"))
+
+    def pointed(self, pointer: str) -> str:
+        """The name that a pointer holds; empty without one."""
+        path = self._folder / pointer
+        return path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""
 
     def find(self, episode: int | None) -> Path | None:
         """The checkpoint after so many episodes; ``None``: the newest, if there is one.
@@ -84,32 +81,75 @@ class CheckpointStore:
         """
         if episode is None:
             return self.latest()
-        complete = {path.parent.name: path.parent for path in sorted(self._folder.glob("episode-*/run.json"))}
-        if complete and _name(episode) not in complete:
+        named = self._named()
+        if named and _name(episode) not in named:
             raise CheckpointError(
                 f"{self._folder} has no checkpoint of episode {episode}: runtime.load_data_checkpoint_iteration is one "
-                f"of {', '.join(str(int(name.removeprefix('episode-'))) for name in complete)}."
+                f"of {', '.join(str(episode_of(path)) for path in self.all())}."
             )
-        return complete.get(_name(episode))
+        return named.get(_name(episode))
+
+    def working(self, besides: Path | None = None) -> Path | None:
+        """The newest checkpoint without damage; all of its files are read."""
+        others = [path for path in reversed(self.all()) if path != besides]
+        return next((path for path in others if not damage(path)), None)
+
+    # -- writing --
 
     @contextmanager
-    def write(self, state: RunState, extra: dict[str, Any]) -> Generator[Path]:
+    def write(self, state: RunState, extra: Mapping[str, Any]) -> Generator[Path]:
         """Yields a folder to fill; afterwards it is the newest checkpoint. An exception leaves no trace of it."""
-        name = _name(state.episode)
-        aside, final = self._folder / f".{name}.partial", self._folder / name
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
+        aside = self.begin(state.episode)
         try:
             yield aside
-            write_json(aside / "run.json", {"format": FORMAT, "state": asdict(state), **extra})
-            sync_to_disk(aside)
+            self.commit(aside, state, extra)
         except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)
+            remove(aside)
             raise
-        if final.exists():
-            shutil.rmtree(final)
-        aside.rename(final)
+
+    def begin(self, episode: int) -> Path:
+        """An empty folder for the checkpoint after so many episodes, which nobody takes for one until :meth:`commit`.
+
+        Raises:
+            CheckpointError: it can't be made.
+        """
+        aside = self._folder / f".{_name(episode)}.partial"
+        remove(aside)
+        try:
+            aside.mkdir(parents=True)
+        except OSError as error:
+            raise unwritable(aside, error) from error
+        return aside
+
+    def commit(
+        self, aside: Path, state: RunState, extra: Mapping[str, Any], known: Mapping[str, Written] | None = None
+    ) -> Path:
+        """Makes a folder that was filled the newest checkpoint.
+
+        Args:
+            aside: of :meth:`begin`.
+            state: of the run, when the folder was begun.
+            extra: what else ``run.json`` holds.
+            known: files that are on the disk already, by their paths in the folder.
+
+        Raises:
+            CheckpointError: it can't be written; then nothing has changed.
+        """
+        name = _name(state.episode)
+        final, replaced = self._folder / name, self._folder / f".{name}.replaced"
+        content = write_json(aside / "run.json", {"format": FORMAT, "state": asdict(state), **extra})
+        seal(aside, {**(known or {}), "run.json": content})
+        try:
+            if final.exists():
+                remove(replaced)
+                os.rename(final, replaced)
+            os.rename(aside, final)
+            sync_folder(self._folder)
+        except OSError as error:
+            raise unwritable(final, error) from error
         self.point_to(name)
+        remove(replaced)
+        return final
 
     def mark_best(self, episode: int) -> None:
         """Makes the checkpoint after so many episodes the one with the best metric."""
@@ -117,20 +157,51 @@ class CheckpointStore:
 
     def point_to(self, name: str, pointer: str = "latest") -> None:
         """Makes a complete checkpoint the newest (``latest``), or the one with the best metric (``best``)."""
-        aside = self._folder / f".{pointer}.partial"
-        aside.write_text(name + "\n", encoding="utf-8")
-        sync_to_disk(aside)
-        aside.rename(self._folder / pointer)
-        sync_to_disk(self._folder)
+        replace_text(self._folder / pointer, name + "\n")
+
+    def recover(self) -> None:
+        """Puts right what a killed write has left behind. Only for the process that the folder belongs to."""
+        for replaced in self._folder.glob(".episode-*.replaced"):
+            final = self._folder / _shown(replaced)
+            if is_complete(final):
+                remove(replaced)
+            else:
+                remove(final)
+                os.rename(replaced, final)
+        for leftover in self._folder.glob(".*.partial"):
+            remove(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+
+    def remove(self, checkpoint: Path) -> None:
+        """Deletes a checkpoint; ``latest`` then points to the newest one that is left.
+
+        Raises:
+            CheckpointError: it is the only one without damage.
+        """
+        others = [path for path in self.all() if path != checkpoint]
+        if not damage(checkpoint) and self.working(besides=checkpoint) is None:
+            raise CheckpointError(f"{checkpoint} is the only checkpoint of the run without damage; it is kept.")
+        if self.pointed("latest") == _shown(checkpoint) and others:
+            self.point_to(_shown(others[-1]))
+        if self.pointed("best") == _shown(checkpoint):
+            (self._folder / "best").unlink()
+        remove(checkpoint)
 
     def prune(self, keep: int | None) -> None:
-        """Deletes all but the newest ``keep`` checkpoints (``None``: none), and never the best one."""
-        pointer = self._folder / "best"
-        best = pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else ""
-        complete = sorted(path.parent for path in self._folder.glob("episode-*/run.json"))
-        for folder in complete[: -keep if keep else 0]:
-            if folder.name != best:
-                shutil.rmtree(folder)
+        """Deletes all but the newest ``keep`` checkpoints (``None``: none), never the best one, and never the one that was
+        written last.
+        """
+        spared = {self.pointed("best"), self.pointed("latest")}
+        for folder in self.all()[: -keep if keep else 0]:
+            if _shown(folder) not in spared:
+                remove(folder)
+
+    def _named(self) -> dict[str, Path]:
+        """Checkpoints by name; one that was just being replaced stands for itself. They have their names since they were
+        complete.
+        """
+        folders = [path for path in self._folder.glob("episode-*") if _NAME.fullmatch(path.name) and path.is_dir()]
+        replaced = {_shown(path): path for path in self._folder.glob(".episode-*.replaced")}
+        return replaced | {path.name: path for path in folders}
 
 
 def run_of(checkpoint: Path) -> Path | None:
@@ -148,67 +219,23 @@ def read_run_state(checkpoint: Path) -> tuple[RunState, dict[str, Any]]:
         CheckpointError: damaged, or of a format that this version does not know.
     """
     content = read_json(checkpoint / "run.json")
-    if content.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{checkpoint} has format {content.get('format')!r}; this version reads format {FORMAT}. Resume with the "
-            f"version of chatlearn that wrote it, or start a new run."
-        )
-    return RunState(**content["state"]), content
+    try:
+        found = content["format"]
+        if found == FORMAT:
+            return RunState(**content["state"]), content
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{checkpoint / 'run.json'} is damaged: {error!r}.") from error
+    raise other_format(checkpoint, found)
+
+
+def episode_of(checkpoint: Path) -> int:
+    """Complete episodes of a checkpoint, by its name."""
+    return int(_shown(checkpoint).removeprefix("episode-"))
+
+
+def _shown(checkpoint: Path) -> str:
+    return checkpoint.name.removeprefix(".").removesuffix(".replaced")
 
 
 def _name(episode: int) -> str:
     return f"episode-{episode:06d}"
-
-
-def check_same_identity(checkpoint: Path, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
-    """Refuses to go on under settings that change the numbers of a run.
-
-    Args:
-        checkpoint: for the error.
-        saved: the configuration that the checkpoint was written under, as plain data.
-        current: the present one.
-
-    Raises:
-        CheckpointError: keys differ other than those of :data:`MAY_CHANGE`; all are listed.
-    """
-    before, now = _flat(saved), _flat(current)
-    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-    if refused := [key for key in changed if key.rsplit(".", 1)[-1] not in MAY_CHANGE]:
-        lines = "\n  ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in refused)
-        raise CheckpointError(
-            f"{checkpoint} was written under other settings, so the run would not go on as it began:\n  {lines}\n"
-            "Put them back, or start a new run with runtime.resume=never."
-        )
-
-
-def _flat(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{path}{key}.") if is_mapping(value) and value else {f"{path}{key}": value}
-    return flat
-
-
-def save_shared(folder: Path, shared: Mapping[str, Any], puts: Mapping[str, Any]) -> None:
-    """Writes what modules share by ``put`` and ``get``, also what is to be shared from the next episode on."""
-    if shared or puts:
-        save_state({"values": {**shared, **puts}}, folder / "shared")
-
-
-def load_shared(checkpoint: Path) -> dict[str, Any]:
-    """What :func:`save_shared` wrote."""
-    exists = (checkpoint / "shared.json").exists()
-    return load_state(checkpoint / "shared")["values"] if exists else {}
-
-
-def save_replay(folder: Path, state: Mapping[str, Any]) -> None:
-    """Writes the episodes that later ones replay."""
-    save_state(dict(state), folder / "replay")
-
-
-def load_replay(checkpoint: Path) -> dict[str, Any]:
-    """What :func:`save_replay` wrote.
-
-    Raises:
-        CheckpointError: the checkpoint is of a run that replayed nothing.
-    """
-    return load_state(checkpoint / "replay")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 from chatlearn.config.load import Source, load_config, parse_command_line
@@ -17,14 +20,26 @@ class _Active:
 
 
 _active = _Active()
+_over_all: ContextVar[tuple[str, ...]] = ContextVar("over_all", default=())
+
+
+@contextmanager
+def over_all(overrides: Sequence[str]) -> Generator[None]:
+    """Inside, these settings go over whatever :func:`init` loads, as those of a command line do."""
+    token = _over_all.set(tuple(overrides))
+    try:
+        yield
+    finally:
+        _over_all.reset(token)
 
 
 def init(config: Source = None) -> Config:
     """Begins a run: loads the configuration that the next engine uses.
 
     Without an argument it reads the command line: ``-c FILE`` (or ``--config FILE``), ``--set SETTING|FILE``,
-    ``--resume [PATH]`` and ``section.key=value``. It leaves all other words to the program, and without ``-c`` it
-    takes the defaults. With an argument it ignores the command line. It may be called again: a new run begins.
+    ``--resume [PATH]``, ``--allow-change KEY`` and ``section.key=value``. It leaves all other words to the program, and
+    without ``-c`` it takes the defaults. With an argument it ignores the command line. It may be called again: a new
+    run begins.
 
     Args:
         config: Path of a YAML file, a list of paths, a mapping, or a Config.
@@ -36,10 +51,11 @@ def init(config: Source = None) -> Config:
         ConfigError: Lists every problem found. What an earlier call set stays in force then.
     """
     if config is None:
-        paths, overrides = parse_command_line(sys.argv[1:])
-        loaded = load_config(paths, overrides)
+        loaded = load_config(*parse_command_line(sys.argv[1:]))
     else:
         loaded = config if isinstance(config, Config) else load_config(config)
+    if overrides := _over_all.get():
+        loaded = load_config(loaded, overrides)
     _active.config = loaded
     _active.generation += 1
     return loaded

@@ -58,9 +58,9 @@ def parse_command_line(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """Finds chatlearn's own words on a command line and ignores all others, which are the program's.
 
     Its own are ``-c FILE`` (``-cFILE``, ``-c=FILE``, ``--config FILE``, ``--config=FILE``), ``--set SETTING|FILE``,
-    ``--resume [PATH]`` and overrides ``section.key=value``. Whatever follows a bare ``--`` is ignored. A word that
-    looks like an override of a mistyped section is returned too, so that :func:`load_config` reports it together with
-    other problems.
+    ``--resume [PATH]``, ``--allow-change KEY`` (which may be repeated; together they are ``runtime.allow_change``) and
+    overrides ``section.key=value``. Whatever follows a bare ``--`` is ignored. A word that looks like an override of a
+    mistyped section is returned too, so that :func:`load_config` reports it together with other problems.
 
     Args:
         argv: The words after the program's name.
@@ -69,11 +69,12 @@ def parse_command_line(argv: Sequence[str]) -> tuple[list[str], list[str]]:
         Paths of the configuration files, and what goes over them: overrides and paths, in order.
 
     Raises:
-        ConfigError: If ``-c`` or ``--set`` comes without a value.
+        ConfigError: If ``-c``, ``--set`` or ``--allow-change`` comes without a value.
     """
     words = list(argv[: argv.index("--")] if "--" in argv else argv)
     paths: list[str] = []
     overrides: list[str] = []
+    allowed: list[str] = []
     while words:
         word = words.pop(0)
         name, equals, rest = word.partition("=")
@@ -88,14 +89,19 @@ def parse_command_line(argv: Sequence[str]) -> tuple[list[str], list[str]]:
             overrides.append(f"runtime.resume={_as_text(words.pop(0)) if has_path else 'auto'}")
         elif name == "--resume":
             overrides.append(f"runtime.resume={_as_text(rest)}")
+        elif name == "--allow-change":
+            allowed.append(_as_text(rest or _value_of(name, [] if equals else words)))
         elif _is_override(word):
             overrides.append(word)
+    if allowed:
+        overrides.append(f"runtime.allow_change=[{', '.join(allowed)}]")
     return paths, overrides
 
 
 _OPTIONS = {
     "-c": ("without a file", "write `-c FILE`, with the path of a YAML file"),
     "--config": ("without a file", "write `--config FILE`, with the path of a YAML file"),
+    "--allow-change": ("without a key", "write `--allow-change KEY`, such as --allow-change runtime.seed"),
     "--set": ("without a setting", "write `--set section.key=value`, or `--set FILE` with the path of a YAML file"),
 }
 """Options with a value: what an error says that misses it, and the fix."""

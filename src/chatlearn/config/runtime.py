@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import difflib
-import typing
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from chatlearn.config.registries import SINKS
 from chatlearn.config.section import Count, Names, PathText, Section, Text
 from chatlearn.config.values import listed, name_groups, problem, shown, split_names
 from chatlearn.guards import is_list
 
 Ratio = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-SinkName = Literal["jsonl", "tensorboard", "wandb", "mlflow", "trackio"]
 _SinkPath = Annotated[str, Field(pattern=r"^[^\s:,]+:[^\s:,]+$")]
 _SampleCount = Annotated[int, Field(ge=0)] | Literal["all"]
+
+if TYPE_CHECKING:
+    SinkName: TypeAlias = str
+else:
+    SinkName = Literal[tuple(SINKS)]
 
 
 class RuntimeConfig(Section):
@@ -173,6 +177,21 @@ class RuntimeConfig(Section):
         ge=0,
         description="Save a checkpoint after every so many episodes; `null` and 0 are never.",
     )
+    save_minutes_interval: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        default=None,
+        description="Save a checkpoint at the end of the first episode that is complete so many minutes after the last "
+        "one was saved; `null` is never.",
+    )
+    async_save: bool = Field(
+        default=False,
+        description="Write checkpoints from a copy of the state while training goes on. The copy takes as much host "
+        "memory as the checkpoint.",
+    )
+    sigterm_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        default=10.0,
+        description="After SIGTERM the episode at hand is finished and saved if that takes no longer than so many "
+        "seconds; otherwise it is abandoned. 0 abandons it at once.",
+    )
     max_data_ckpt_nums: int | None = Field(
         default=None, ge=1, description="Checkpoints that are kept: the newest so many; `null` keeps all."
     )
@@ -180,6 +199,12 @@ class RuntimeConfig(Section):
         default="never",
         description="`never` starts a new run; `auto` goes on with the newest run of `exp_name`; "
         "a path goes on with that run folder or checkpoint. `false` and `true` mean `never` and `auto`.",
+    )
+    allow_change: Names = Field(
+        default_factory=list,
+        description="Settings in which a resumed run may differ from its checkpoint although they decide its numbers: "
+        "key paths such as `models.learner.args.lr` or `runtime.seed`, `classes.<module>`, `datasets.<name>`. "
+        "Checkpoints keep a record of what was changed.",
     )
     enable_resume_training: bool = Field(
         default=True, description="Go on from the newest checkpoint in `data_checkpoint_path`, if there is one."
@@ -207,7 +232,7 @@ class RuntimeConfig(Section):
     )
     sinks: list[Text] | None = Field(
         default=None,
-        description="Where metrics go: names among `jsonl`, `tensorboard`, `wandb`, `mlflow`, `trackio`, and import "
+        description=f"Where metrics go: names among {', '.join(f'`{name}`' for name in SINKS)}, and import "
         "paths of classes of your own (`my_package.my_module:MySink`), as a list or with commas. `jsonl` is always "
         "written; `null` adds `tensorboard` where it is installed.",
     )
@@ -318,16 +343,15 @@ class RuntimeConfig(Section):
     @classmethod
     def _sinks(cls, value: Any) -> Any:
         names = None if value is None else split_names(value)
-        known = typing.get_args(SinkName)
         own = "the import path of a class of your own, such as my_package.my_module:MySink"
         for name in names if is_list(names) else []:
-            if not isinstance(name, str) or name in known:
+            if not isinstance(name, str) or name in SINKS:
                 continue
             module, colon, attribute = name.partition(":")
             if not colon:
-                near = difflib.get_close_matches(name, known, n=1)
+                near = difflib.get_close_matches(name, SINKS, n=1)
                 hint = f"; did you mean `{near[0]}`?" if near else ""
-                raise problem(f"there is no sink `{name}`{hint}", f"use names among: {', '.join(known)}; or {own}")
+                raise problem(f"there is no sink `{name}`{hint}", f"use names among: {', '.join(SINKS)}; or {own}")
             if not all(part.isidentifier() for part in [*module.split("."), attribute]):
                 raise problem(f"`{name}` is no import path", f"give {own}")
         return names

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import re
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 from pydantic import Field, field_validator
 
+from chatlearn.config.registries import CLUSTERS
 from chatlearn.config.section import Names, PathText, Section
 from chatlearn.config.values import problem
+
+if TYPE_CHECKING:
+    Backend: TypeAlias = str
+else:
+    Backend = Literal[tuple(CLUSTERS)]
 
 
 class RuntimeEnvConfig(Section):
@@ -16,7 +22,7 @@ class RuntimeEnvConfig(Section):
 
     section: ClassVar[str] = "runtime_env"
 
-    backend: Literal["local", "ray"] = Field(
+    backend: Backend = Field(
         default="local",
         description="Cluster that runs the modules: `local` is this process, `ray` gives each replica a process of its "
         "own, on this machine or on many.",

@@ -41,8 +41,8 @@ def check_sendable(config: Config, modules: Mapping[str, BaseModule]) -> None:
 
 def _missing_package(config: Config) -> Iterator[Problem]:
     backend = config.runtime_env.backend
-    package = _PACKAGES[backend]
-    if importlib.util.find_spec(package) is None:
+    package = _PACKAGES.get(backend)
+    if package is not None and importlib.util.find_spec(package) is None:
         yield Problem(
             source_of(config, ("runtime_env", "backend")),
             "runtime_env.backend",

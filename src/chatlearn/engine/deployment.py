@@ -181,6 +181,10 @@ class Deployment:
             self._remember(name, "apply", function, *args)
         return result
 
+    def control_first(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
+        """``function(module, *args)`` beside replica 0 of a module, past what it is doing."""
+        return self.cluster.control(self._replicas[name][0], "apply", function, *args)
+
     def _remember(self, name: str, method: str, *args: Any) -> None:
         self.lasting.setdefault(name, []).append((method, args))
 

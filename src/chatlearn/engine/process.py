@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -30,26 +31,70 @@ def frozen_heap() -> Generator[None]:
         gc.unfreeze()
 
 
-@contextmanager
-def sigterm_raises() -> Generator[Callable[[], int]]:
-    """SIGTERM ends a run as Ctrl-C does (in the main thread, where signals arrive).
+class Termination:
+    """What SIGTERM does to a run: it ends as by Ctrl-C; once episodes run, at the end of the one at hand, if that comes soon
+    enough.
 
-    Yields:
-        What gives the code to exit with after a KeyboardInterrupt: where a library was running, that is all that it has
-        left of a signal.
+    Args:
+        seconds: that an episode and its checkpoint may take after the signal; 0: none.
     """
-    code = 128 + signal.SIGINT
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._is_deferring = False
+        self._timer: threading.Timer | None = None
+        self.code = 128 + signal.SIGINT
+        """To exit with after a KeyboardInterrupt: where a library was running, that is all that is left of a signal."""
+
+    @property
+    def is_asked_for(self) -> bool:
+        """Whether the run is to end after this episode."""
+        return self._timer is not None
+
+    def end_if_asked(self) -> None:
+        """Ends the run after an episode.
+
+        Raises:
+            Interrupted: SIGTERM came during the episode.
+        """
+        if self.is_asked_for:
+            raise Interrupted(self.code)
+
+    @contextmanager
+    def deferred(self) -> Generator[None]:
+        """Inside, the first SIGTERM waits for the end of the episode, and the second one does not."""
+        self._is_deferring = True
+        try:
+            yield
+        finally:
+            self._is_deferring = False
+            self.stop()
+
+    def stop(self) -> None:
+        """Nothing follows any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def come(self, number: int, frame: FrameType | None) -> None:
+        """SIGTERM is here."""
+        self.code = 128 + number
+        if not self._is_deferring or self.is_asked_for or not self._seconds:
+            raise Interrupted(self.code)
+        self._timer = threading.Timer(self._seconds, os.kill, (os.getpid(), number))
+        self._timer.daemon = True
+        self._timer.start()
+
+
+@contextmanager
+def sigterm_ends(seconds: float) -> Generator[Termination]:
+    """SIGTERM ends a run (in the main thread, where signals arrive); see :class:`Termination`."""
+    termination = Termination(seconds)
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: code
+        yield termination
         return
-
-    def end(number: int, frame: FrameType | None) -> None:
-        nonlocal code
-        code = 128 + number
-        raise Interrupted(code)
-
-    before = signal.signal(signal.SIGTERM, end)
+    before = signal.signal(signal.SIGTERM, termination.come)
     try:
-        yield lambda: code
+        yield termination
     finally:
+        termination.stop()
         signal.signal(signal.SIGTERM, before)

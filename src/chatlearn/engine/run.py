@@ -4,29 +4,21 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from chatlearn.checkpoint.module_state import export_module, load_module, remember_setup, save_module
+from chatlearn.checkpoint.module_state import export_module
 from chatlearn.checkpoint.run_folder import RunFolder, discard_rows
-from chatlearn.checkpoint.store import (
-    CheckpointStore,
-    RunState,
-    check_same_identity,
-    load_replay,
-    load_shared,
-    read_run_state,
-    save_replay,
-    save_shared,
-)
+from chatlearn.checkpoint.store import RunState
 from chatlearn.config.schema import Config
 from chatlearn.data.stream import Experience
 from chatlearn.engine.best import BestMetric
+from chatlearn.engine.checkpoints import Checkpoints, Kept
 from chatlearn.engine.deployment import Deployment
-from chatlearn.engine.replay import Replay
-from chatlearn.errors import CheckpointError
+from chatlearn.engine.program import write_program
+from chatlearn.engine.recompute import recomputation
 from chatlearn.observe.curve import draw_learning_curve
 from chatlearn.observe.profiler import episode_profiler
 from chatlearn.observe.progress import Progress
@@ -42,28 +34,17 @@ class Run:
     Args:
         config: resolved.
         folder: claimed for this run.
-        trained: names of the modules whose whole state a checkpoint keeps.
-        synced: names of the modules that get their ``model`` by parameter sync -> episodes between two syncs.
-        replay: experience of several episodes, where that is trained on.
-        drifting: names of the synced modules whose weights need not be those of the last sync when an episode ends.
+        kept: what its checkpoints hold.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        folder: RunFolder,
-        trained: Sequence[str],
-        synced: Mapping[str, int],
-        replay: Replay | None = None,
-        drifting: Collection[str] = (),
-    ) -> None:
+    def __init__(self, config: Config, folder: RunFolder, kept: Kept | None = None) -> None:
+        kept = kept or Kept()
         self.state = RunState()
-        self.replay = replay
+        self.replay = kept.replay
         self.has_ended = folder.finished
         self.config, self._folder = config, folder
-        self._trained, self._synced, self._drifting = set(trained), dict(synced), frozenset(drifting)
+        self.checkpoints = Checkpoints(config, folder, kept)
         self.last_row: dict[str, Any] | None = None
-        self._store = CheckpointStore(folder.checkpoints)
         self._started = self._last = time.monotonic()
         self._phases: dict[str, float] = {}
         self._sinks: list[GuardedSink] = []
@@ -84,52 +65,16 @@ class Run:
         """The run's folder."""
         return self._folder.path
 
-    def check_resume(self, names: Iterable[str]) -> None:
-        """Compares the settings with those of the checkpoint to go on from, before anything is written.
-
-        Raises:
-            CheckpointError: they differ in what decides the numbers of the run.
-        """
-        if self._folder.checkpoint is not None:
-            _, content = read_run_state(self._folder.checkpoint)
-            saved = content["config"]
-            common = [name for name in names if name in saved["models"]]
-            saved |= {"models": {name: saved["models"][name] for name in common}}
-            check_same_identity(self._folder.checkpoint, saved, self._settings_of(common))
-
-    def _settings_of(self, names: Iterable[str]) -> dict[str, Any]:
-        """The configuration as plain data, with the whole section of every module, given or not."""
-        models = {name: self.config.model(name).model_dump(mode="json") for name in names}
-        return {**self.config.model_dump(mode="json"), "models": models}
-
     def write_config(self) -> None:
         """Writes ``config.yaml``, which makes the folder that of a run."""
         (self.path / "config.yaml").write_text(self.config.to_yaml(), encoding="utf-8")
+        write_program(self.path)
 
     def open(self, deployment: Deployment, num_episodes: int) -> None:
         """Restores the counters and modules of the checkpoint, if there is one, and opens the files."""
-        for name in deployment.names:
-            if name not in self._trained:
-                deployment.ensure([name])
-                deployment.apply_first(name, remember_setup, self._comes_by_sync(name), lasts=True)
-        if self._folder.checkpoint is not None:
-            self.state, content = read_run_state(self._folder.checkpoint)
-            if gone := sorted(set(content["modules"]) - set(deployment.names)):
-                raise CheckpointError(
-                    f"{self._folder.checkpoint} holds the state of {', '.join(gone)}, but no flow uses such a "
-                    f"module. Resume with the program that wrote it, or start a new run."
-                )
-            self._store.point_to(self._folder.checkpoint.name)  # an older one, perhaps: what came after it is replaced
-            for name in content["modules"]:
-                deployment.occupy([name])
-                deployment.apply(name, load_module, str(self._folder.checkpoint), self.state.episode, lasts=True)
-            deployment.restore_shared(load_shared(self._folder.checkpoint))
-            if self.replay is not None:
-                self.replay.load(load_replay(self._folder.checkpoint))
-        else:
-            self.state.position = self.config.runtime.consumed_samples
+        self.state = self.checkpoints.restore(deployment)
         self.write_result(status="running")  # whatever an earlier part of the run ended with
-        discard_rows(self.path / "metrics.jsonl", self.state.episode if self._folder.checkpoint else -1)
+        discard_rows(self.path / "metrics.jsonl", -1 if self.checkpoints.begins_anew else self.state.episode)
         runtime = self.config.runtime
         plain = self.config.model_dump(mode="json")
         sinks = open_sinks(self.path, self.state.episode + 1, runtime.sinks, exp_name=runtime.exp_name, config=plain)
@@ -216,43 +161,14 @@ class Run:
                 for text in texts:
                     file.writelines(deployment.cluster.get(text))
 
-    @property
-    def save_is_due(self) -> bool:
-        """Whether the episode that was just completed ends with a checkpoint."""
-        interval = self.config.runtime.save_episode_interval
-        return bool(interval and self.state.episode % interval == 0)
-
-    def _comes_by_sync(self, name: str) -> bool:
-        """Whether a module's weights are those of the sync that such an episode ends with."""
-        frequency = None if name in self._drifting else self._synced.get(name)
-        return frequency is not None and self.state.episode % frequency == 0
-
-    def restores_weights(self, name: str) -> bool:
-        """Whether the weights of a synced module came from a checkpoint, so that the first sync has to spare them."""
-        return name in self._drifting and self._folder.checkpoint is not None
-
     def save(self, deployment: Deployment, is_best: bool = False) -> None:
         """Writes a checkpoint of the current state; ``is_best`` marks it as the one with the best metric."""
-        deployment.settle()
-        saved: list[str] = []
-        extra = {"modules": saved, "config": self._settings_of(deployment.names), "run": str(self.path)}
-        with self._store.write(self.state, extra) as folder:
-            save_shared(folder, deployment.shared, deployment.puts)
-            if self.replay is not None:
-                save_replay(folder, self.replay.state())
-            for name in deployment.names:
-                deployment.occupy([name])
-                is_synced = self._comes_by_sync(name)
-                arguments = str(folder), self.state.episode, name in self._trained, is_synced
-                if deployment.apply_first(name, save_module, *arguments):
-                    saved.append(name)
-        if is_best:
-            self._store.mark_best(self.state.episode)
-        self._store.prune(self.config.runtime.max_data_ckpt_nums)
+        self.checkpoints.save(deployment, self.state, is_best=is_best)
         self.lap("save")
 
     def finish(self, deployment: Deployment, reason: str | None = None) -> None:
         """Exports models, draws the curve and writes ``result.json``; ``reason`` says why the run ends early."""
+        self.checkpoints.commit(deployment)
         if reason:
             self.note(f"The run ends after {self.state.episode} episodes: {reason}.")
         if text := self.best.never_came(self.last_row or {}):
@@ -274,10 +190,11 @@ class Run:
         """Closes the files of a run that does not get to its end, and says how to go on."""
         self.close(status)
         self.write_result(status=status)
-        print(
-            f"Run {status} after {self.state.episode} complete episodes. Go on with: runtime.resume={self.path}",
-            flush=True,
-        )
+        if recomputation() is None:  # else there is nothing to go on with
+            print(
+                f"Run {status} after {self.state.episode} complete episodes. Go on with: runtime.resume={self.path}",
+                flush=True,
+            )
 
     def close(self, status: str) -> None:
         """Closes files and display; ``status`` is what the run ends with."""

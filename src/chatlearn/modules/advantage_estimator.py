@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 
-from chatlearn.algorithms.advantages import gae, grpo, remax, rloo
+from chatlearn.algorithms.advantages import gae, grpo, remax
 from chatlearn.algorithms.kl import AdaptiveKLController, KLEstimator, kl_estimate
 from chatlearn.algorithms.reward_mixing import RewardMixing, combine_rewards
 from chatlearn.errors import ConfigError, DataError
@@ -18,10 +19,19 @@ from chatlearn.guards import is_list
 from chatlearn.modules.base import BaseModule, merge_batches, step
 from chatlearn.types import Batch
 
-Estimator = Literal["grpo", "dr_grpo", "rloo", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "remax"]
+GROUP_ESTIMATORS = {
+    "grpo": "chatlearn.algorithms.advantages:grpo",
+    "dr_grpo": "chatlearn.algorithms.advantages:dr_grpo",
+    "rloo": "chatlearn.algorithms.advantages:rloo",
+    "reinforce_plus_plus_baseline": "chatlearn.algorithms.advantages:dr_grpo",  # the trainer whitens
+}
+"""``estimator`` -> import path of ``fn(rewards_B, group_ids_B) -> advantages_B``: rewards of responses, NaN where one
+could not be scored, compared within their group; advantage 0 where the reward is NaN."""
 
-_WITHOUT_GROUPS = ("reinforce_plus_plus", "remax")
-"""Estimators that learn from one response per prompt."""
+if TYPE_CHECKING:
+    Estimator: TypeAlias = str
+else:
+    Estimator = Literal[(*GROUP_ESTIMATORS, "reinforce_plus_plus", "remax")]
 
 
 class AdvantageEstimator(BaseModule):
@@ -177,7 +187,7 @@ class AdvantageEstimator(BaseModule):
 
     def _estimated(self, data: Batch, baseline_B: Tensor | None) -> Batch:
         args, scores_B = self.model_args, self._scores(data)
-        if baseline_B is None and args.estimator not in _WITHOUT_GROUPS:
+        if baseline_B is None and args.estimator in GROUP_ESTIMATORS:
             self._check_groups(args.estimator)
         self._watch(scores_B, baseline_B)
         penalty_BT = self._penalty(data)
@@ -217,9 +227,8 @@ class AdvantageEstimator(BaseModule):
         groups = torch.tensor(self.batch.group_ids)
         if baseline_B is not None:
             return remax(scores_B, baseline_B)
-        if self.model_args.estimator == "rloo":
-            return rloo(scores_B, groups)
-        return grpo(scores_B, groups, normalize_std=self.model_args.estimator == "grpo")
+        module, _, name = GROUP_ESTIMATORS[self.model_args.estimator].partition(":")
+        return getattr(importlib.import_module(module), name)(scores_B, groups)
 
     def _scores(self, data: Batch) -> Tensor:
         """Rewards ``[B]`` float32, NaN where a sample could not be scored."""

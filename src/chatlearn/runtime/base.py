@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from chatlearn.config.registries import CLUSTERS
 from chatlearn.config.schema import Config
 from chatlearn.modules.base import Description
 from chatlearn.runtime.calls import ReplicaSettings
 from chatlearn.runtime.placement import NOTHING, Node, Placement, Resources
-
-CLUSTERS = {"local": "chatlearn.runtime.local:LocalCluster", "ray": "chatlearn.runtime.ray.cluster:RayCluster"}
-"""``runtime_env.backend`` -> import path of the class; the engine finds clusters here and names none."""
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(llama: str, tmp_path: Path, po
     parts = run(llama, tmp_path / "parts", models, num_episode=4, resume=checkpoint, **common)
     for name in ("trainer/adapter_model.safetensors", "policy/model.safetensors"):
         assert (whole / name).read_bytes() == (parts / name).read_bytes()
-    for name in ("trainer.state.json", "trainer.state.safetensors"):
+    for name in ("trainer.state.json", "trainer.state.rank0.safetensors"):
         checkpoint = Path("checkpoints/episode-000004") / name
         assert (whole / checkpoint).read_bytes() == (parts / checkpoint).read_bytes()
     values = [[json.loads(line) for line in (r / "metrics.jsonl").read_text().splitlines()] for r in (whole, parts)]
@@ -70,14 +70,14 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(llama: str, tmp_path: Path, po
 def test_a_checkpoint_holds_adapters_and_optimizer_but_not_the_base(llama: str, tmp_path: Path) -> None:
     folder = run(llama, tmp_path, BOTH, num_episode=1, save_episode_interval=1) / "checkpoints" / "episode-000001"
     written = sorted(path.name for path in folder.iterdir())
-    assert written == ["run.json", "trainer.state.json", "trainer.state.safetensors"]
-    tensors = load_file(folder / "trainer.state.safetensors")
+    assert written == ["manifest.json", "run.json", "trainer.state.json", "trainer.state.rank0.safetensors"]
+    tensors = load_file(folder / "trainer.state.rank0.safetensors")
     trainer = build(PolicyTrainer, model_path=llama, learning_rate=0.1, lora=LORA)
     num_trained = sum(value.numel() for value in trainer.model.parameters() if value.requires_grad)
     num_layers = sum(1 for _ in adapted_layers(trainer.model))
     # the matrices, AdamW's two moments of each, and a step counter for each
     assert sum(value.numel() for value in tensors.values()) == 3 * num_trained + 2 * num_layers
-    named = [name for name in tensors if "/model/" in name]
+    named = [name for name in tensors if name.startswith("model.")]
     assert len(named) == 2 * num_layers
     assert all("lora_" in name for name in named)
 

@@ -17,20 +17,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from chatlearn.config.registries import SINKS
 from chatlearn.errors import ConfigError
 from chatlearn.observe.sinks.base import Sink, SinkContext
 from chatlearn.observe.sinks.guard import GuardedSink, raised_in
 
 __all__ = ["PACKAGES", "SINKS", "GuardedSink", "Sink", "SinkContext", "check_sinks", "open_sinks"]
-
-SINKS = {
-    "jsonl": "chatlearn.observe.sinks.jsonl:JsonlSink",
-    "tensorboard": "chatlearn.observe.sinks.tensorboard:TensorBoardSink",
-    "wandb": "chatlearn.observe.sinks.wandb:WandbSink",
-    "mlflow": "chatlearn.observe.sinks.mlflow:MlflowSink",
-    "trackio": "chatlearn.observe.sinks.trackio:TrackioSink",
-}
-"""Name of a sink -> import path of its class."""
 
 PACKAGES = {
     "tensorboard": ("tensorboard",),

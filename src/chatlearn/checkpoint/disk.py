@@ -1,0 +1,137 @@
+"""Files that are there after a crash, or are not, but never half: written piece by piece, forced to the disk, put in place
+by renaming.
+
+All writing of checkpoints goes through here, call by call of the operating system.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import xxhash
+
+from chatlearn.errors import CheckpointError
+
+_PIECE = 4 << 20
+
+
+@dataclass(frozen=True)
+class Written:
+    """A file that was forced to the disk.
+
+    Attributes:
+        nbytes: its length.
+        digest: of its bytes: XXH3 with 64 bits, as 16 hexadecimal digits.
+    """
+
+    nbytes: int
+    digest: str
+
+
+def write_file(path: Path, parts: Iterable[bytes | memoryview]) -> Written:
+    """Writes a file and forces it to the disk.
+
+    Args:
+        path: is made or overwritten.
+        parts: its bytes, one after another; each lies in one piece of memory.
+
+    Raises:
+        CheckpointError: the disk is full, or the file can't be written; both name it.
+    """
+    hasher, total = xxhash.xxh3_64(), 0
+    try:
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0), 0o644)
+        try:
+            for part in parts:
+                view = memoryview(part).cast("B")
+                total += len(view)
+                while len(view):
+                    hasher.update(view[:_PIECE])
+                    view = _write(file, view)
+            os.fsync(file)
+        finally:
+            os.close(file)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    return Written(total, hasher.hexdigest())
+
+
+def _write(file: int, view: memoryview) -> memoryview:
+    """Writes the next piece; returns what is left."""
+    piece = view[:_PIECE]
+    while len(piece):
+        piece = piece[os.write(file, piece) :]
+    return view[_PIECE:]
+
+
+def unwritable(path: Path, error: OSError) -> CheckpointError:
+    """What to say of a file that could not be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        free = _free(path)
+        return CheckpointError(
+            f"{path} can't be written: the disk is full ({free}). Earlier checkpoints are as they were. Make room, or "
+            f"keep fewer of them by runtime.max_data_ckpt_nums."
+        )
+    return CheckpointError(f"{path} can't be written: {error.strerror or error}. Earlier checkpoints are as they were.")
+
+
+def _free(path: Path) -> str:
+    try:
+        return f"{shutil.disk_usage(path.parent).free / 1e6:.0f} MB free"
+    except OSError:
+        return "or the user's share of it"
+
+
+def sealed(path: Path) -> Written:
+    """What is in a file that somebody else has written, which is forced to the disk.
+
+    Raises:
+        CheckpointError: it can't be read.
+    """
+    hasher, total = xxhash.xxh3_64(), 0
+    try:
+        file = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(file)
+            while piece := os.read(file, _PIECE):
+                hasher.update(piece)
+                total += len(piece)
+        finally:
+            os.close(file)
+    except OSError as error:
+        raise CheckpointError(f"{path} can't be read: {error.strerror or error}.") from error
+    return Written(total, hasher.hexdigest())
+
+
+def sync_folder(path: Path) -> None:
+    """Forces the names in a folder to the disk."""
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a small file aside and puts it in the place of the one that is there.
+
+    Raises:
+        CheckpointError: it can't be written.
+    """
+    aside = path.with_name(f".{path.name}.partial")
+    write_file(aside, [text.encode()])
+    try:
+        os.rename(aside, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def remove(folder: Path) -> None:
+    """Removes a folder with all that it holds; one that is not there is no error."""
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,114 @@
+"""The list of a checkpoint's files, written last: a folder without it is no checkpoint, and what differs from it is damage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from chatlearn.checkpoint.disk import Written, sealed, sync_folder
+from chatlearn.checkpoint.files import read_json, write_json
+from chatlearn.errors import CheckpointError
+
+NAME = "manifest.json"
+FORMAT = 2
+
+
+def seal(folder: Path, known: Mapping[str, Written]) -> None:
+    """Lists all files of a folder and forces it to the disk, with all that it holds.
+
+    Args:
+        folder: complete but for the list.
+        known: what is known of its files already, by their paths in the folder; others are read.
+
+    Raises:
+        CheckpointError: a file can't be read or written.
+    """
+    files = {name: known.get(name) or sealed(folder / name) for name in _names(folder)}
+    write_json(folder / NAME, {"format": FORMAT, "files": {name: _entry(file) for name, file in files.items()}})
+    for inner in sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True):
+        sync_folder(inner)
+    sync_folder(folder)
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether the list is there."""
+    return (folder / NAME).is_file()
+
+
+def read_manifest(folder: Path) -> dict[str, Written]:
+    """The files that a checkpoint is made of, by their paths in it.
+
+    Raises:
+        CheckpointError: there is no list, it is damaged, or of another version's format.
+    """
+    content = read_json(folder / NAME)
+    try:
+        found = content["format"]
+        if found == FORMAT:
+            return {name: Written(int(e["bytes"]), str(e["xxh3"])) for name, e in content["files"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{folder / NAME} is damaged: it is no list of files ({error!r}).") from error
+    raise other_format(folder, found)
+
+
+def other_format(folder: Path, found: Any) -> CheckpointError:
+    """What to say of a checkpoint that another version has written."""
+    age = "an older" if isinstance(found, int) and found < FORMAT else "a newer or foreign"
+    return CheckpointError(
+        f"{folder} has format {found!r}, of {age} version; this version reads format {FORMAT}. Resume with the version of "
+        f"chatlearn that wrote it, or start a new run."
+    )
+
+
+def damage(folder: Path, prefix: str = "", *, deep: bool = True) -> list[str]:
+    """What differs from the list.
+
+    Args:
+        folder: of the checkpoint.
+        prefix: only of files whose paths in it begin so.
+        deep: read and compare contents of all files; else of JSON files only, and the lengths of the others.
+
+    Returns:
+        One line for each problem, which names the file; empty if there is none.
+    """
+    try:
+        listed = read_manifest(folder)
+    except CheckpointError as error:
+        return [str(error)]
+    problems = [_difference(folder / name, file, deep) for name, file in listed.items() if name.startswith(prefix)]
+    return [problem for problem in problems if problem]
+
+
+def _difference(path: Path, listed: Written, deep: bool) -> str:
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        return f"{path} is missing." if isinstance(error, FileNotFoundError) else f"{path} can't be read: {error}."
+    if not path.is_file():
+        return f"{path} is no file."
+    if size != listed.nbytes:
+        return f"{path} is cut off or overwritten: it has {size:,} bytes instead of {listed.nbytes:,}."
+    if deep or path.suffix == ".json":
+        try:
+            found = sealed(path)
+        except CheckpointError as error:
+            return str(error)
+        if found.digest != listed.digest:
+            return f"{path} is damaged: the checksum of its bytes is {found.digest} instead of {listed.digest}."
+    return ""
+
+
+def _names(folder: Path) -> Iterator[str]:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path != folder / NAME:
+            yield path.relative_to(folder).as_posix()
+
+
+def _entry(file: Written) -> dict[str, Any]:
+    return {"bytes": file.nbytes, "xxh3": file.digest}
+
+
+def total_bytes(folder: Path) -> int:
+    """Bytes of all files of a checkpoint, as it was written."""
+    return sum(file.nbytes for file in read_manifest(folder).values())
