@@ -8,13 +8,16 @@ ARGS ?=
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint format docs-check coverage bench bench-trl clean help
+.PHONY: demo test lint format docs-check docs wheel chaos coverage bench bench-trl clean help
 
 help:
 	@echo "make demo        train the demo: PPO on a small language model, CPU only (about 2 minutes)"
 	@echo "make test        all tests that need no GPU"
 	@echo "make lint        ruff, pyright, import-linter, codespell"
 	@echo "make docs-check  run every code block of README and docs/"
+	@echo "make docs        build the documentation site into build/site; a warning is an error"
+	@echo "make wheel       build the wheel into dist/, and try it alone in an empty environment"
+	@echo "make chaos       runs that are killed, checkpoints that are damaged (hours)"
 	@echo "make coverage    the tests, with branch coverage of the core"
 	@echo "make bench       the benchmarks, as tables"
 	@echo "make bench-trl   GRPO against TRL's trainer (installs TRL)"
@@ -39,6 +42,22 @@ format: $(READY)
 docs-check: $(READY)
 	@$(BIN)/python docs/check.py $(ARGS)
 
+# without --quiet, which hides warnings from --strict too
+docs: $(READY)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "build/site/index.html"
+
+wheel:
+	@.ci/wheel
+
+chaos: $(READY)
+	@$(BIN)/python tests/chaos/faults.py
+	@$(BIN)/python tests/chaos/replicas.py
+	@$(BIN)/python tests/chaos/kills.py
+	@$(BIN)/python tests/chaos/kills.py --backend ray
+	@$(BIN)/python tests/chaos/crash_points.py
+	@$(BIN)/python tests/chaos/damage.py
+
 coverage: $(READY)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term $(ARGS)
 
@@ -54,6 +73,7 @@ bench: $(READY)
 	@$(BIN)/python benchmarks/calls.py
 	@$(BIN)/python benchmarks/payload.py
 	@$(BIN)/python benchmarks/sync.py
+	@$(BIN)/python benchmarks/checkpoint.py
 
 bench-trl: $(READY)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
