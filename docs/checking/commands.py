@@ -39,7 +39,7 @@ def run_command(block: Block, line: str, files: set[str]) -> str:
         return _run(block, words)
     if program == "python":
         return _check_program(block.line, rest, files)
-    if program == "chatlearn" and len(rest) > 1 and rest[1] in files:
+    if program == "chatlearn" and len(rest) > 1 and (rest[1] in files or Path(rest[1]).is_dir()):
         return _run(block, words)
     if program == "chatlearn":
         return _check_chatlearn(block.line, rest, files)
@@ -114,6 +114,7 @@ def _check_chatlearn(line: int, words: list[str], files: set[str]) -> str:
     """A recipe or a program of the repository: configuration file and settings are right."""
 
     from chatlearn.cli import COMMANDS
+    from chatlearn.cli.command import RUN
     from chatlearn.config import load_config, parse_command_line
     from chatlearn.errors import ConfigError
     from chatlearn.recipes import RECIPES
@@ -122,7 +123,7 @@ def _check_chatlearn(line: int, words: list[str], files: set[str]) -> str:
         return ""
     if not words or words[0] not in COMMANDS:
         raise PageError(line, f"chatlearn {' '.join(words)}: no such command")
-    if not COMMANDS[words[0]].takes_settings:
+    if not COMMANDS[words[0]].takes_settings or COMMANDS[words[0]].what == RUN:
         return ""
     what = words[1] if len(words) > 1 and not words[1].startswith("-") else ""
     paths, overrides = parse_command_line(words[2 if what else 1 :])

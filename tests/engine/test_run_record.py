@@ -308,7 +308,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     _interrupted(tmp_path, iteration=4, save_episode_interval=1)
     for file in (tmp_path / "toy" / "checkpoints" / "episode-000001").glob("*.safetensors"):
         file.write_bytes(file.read_bytes()[:40])
-    with pytest.raises(CheckpointError, match=r"rank0\.safetensors is cut off.*\n.*No other checkpoint of the run works"):
+    with pytest.raises(CheckpointError, match=r"rank0\.safetensors is cut off.*\n.*No other checkpoint"):
         _learned(tmp_path, resume="auto")
 
 

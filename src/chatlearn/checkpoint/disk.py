@@ -1,5 +1,5 @@
-"""Files that are there after a crash, or are not, but never half: written piece by piece, forced to the disk, put in place
-by renaming.
+"""Files that are there after a crash, or are not, but never half: written piece by piece, forced to the disk, put in
+place by renaming.
 
 All writing of checkpoints goes through here, call by call of the operating system.
 """
@@ -7,11 +7,13 @@ All writing of checkpoints goes through here, call by call of the operating syst
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import xxhash
 
@@ -33,12 +35,13 @@ class Written:
     digest: str
 
 
-def write_file(path: Path, parts: Iterable[bytes | memoryview]) -> Written:
+def write_file(path: Path, parts: Iterable[bytes | memoryview], *, sync: bool = True) -> Written:
     """Writes a file and forces it to the disk.
 
     Args:
         path: is made or overwritten.
         parts: its bytes, one after another; each lies in one piece of memory.
+        sync: ``False`` leaves the disk to a later :func:`sync_all`: several files together take little more than one.
 
     Raises:
         CheckpointError: the disk is full, or the file can't be written; both name it.
@@ -53,7 +56,8 @@ def write_file(path: Path, parts: Iterable[bytes | memoryview]) -> Written:
                 while len(view):
                     hasher.update(view[:_PIECE])
                     view = _write(file, view)
-            os.fsync(file)
+            if sync:
+                os.fsync(file)
         finally:
             os.close(file)
     except OSError as error:
@@ -87,6 +91,28 @@ def _free(path: Path) -> str:
         return "or the user's share of it"
 
 
+def write_json(path: Path, value: Any, *, sync: bool = True) -> Written:
+    """Writes JSON; other arguments and errors as of :func:`write_file`."""
+    return write_file(path, [json.dumps(value, indent=1).encode(), b"\n"], sync=sync)
+
+
+def read_json(path: Path) -> Any:
+    """Reads JSON.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: Exception) -> CheckpointError:
+    """What to say of a file that can't be read."""
+    return CheckpointError(f"{path} can't be read: {error}. Resume from an earlier checkpoint of the run.")
+
+
 def sealed(path: Path) -> Written:
     """What is in a file that somebody else has written, which is forced to the disk.
 
@@ -108,13 +134,21 @@ def sealed(path: Path) -> Written:
     return Written(total, hasher.hexdigest())
 
 
-def sync_folder(path: Path) -> None:
-    """Forces the names in a folder to the disk."""
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+def sync_all(*paths: Path) -> None:
+    """Forces files, and the names in folders, to the disk.
+
+    Raises:
+        CheckpointError: one can't be.
+    """
+    for path in paths:
+        try:
+            file = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(file)
+            finally:
+                os.close(file)
+        except OSError as error:
+            raise unwritable(path, error) from error
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -127,9 +161,9 @@ def replace_text(path: Path, text: str) -> None:
     write_file(aside, [text.encode()])
     try:
         os.rename(aside, path)
-        sync_folder(path.parent)
     except OSError as error:
         raise unwritable(path, error) from error
+    sync_all(path.parent)
 
 
 def remove(folder: Path) -> None:

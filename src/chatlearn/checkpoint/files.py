@@ -1,8 +1,8 @@
 """State as files: JSON for structure and numbers, safetensors for tensors. Nothing is pickled, nothing is unpickled.
 
-``<stem>.json`` holds the state with names in the place of tensors, and a table of the tensors: dtype, global shape, and the
-blocks that they are made of, each in the file of one rank (``<stem>.rank0.safetensors``) at an offset. So that a state of
-several ranks can be read by another number of them.
+``<stem>.json`` holds the state with names in the place of tensors, and a table of the tensors: dtype, global shape, and
+the blocks that they are made of, each in the file of one rank (``<stem>.rank0.safetensors``) at an offset. So a state
+of several ranks can be read by another number of them.
 """
 
 from __future__ import annotations
@@ -17,15 +17,26 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-from chatlearn.checkpoint.disk import Written, write_file
+from chatlearn.checkpoint.disk import Written, read_json, sync_all, unreadable, write_file, write_json
 from chatlearn.errors import CheckpointError
 from chatlearn.guards import is_dict, is_instance, is_list, is_sequence
 
 _CODES = {
-    **{torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"},
-    **{torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8"},
-    **{torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.uint8: "U8"},
-    **{torch.bool: "BOOL", torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2"},
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint64: "U64",
+    torch.uint32: "U32",
+    torch.uint16: "U16",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
 }
 """What safetensors calls a dtype. Complex tensors are written as real ones with one dimension more."""
 
@@ -59,10 +70,10 @@ def take_snapshot(state: Any, names: Mapping[str, str] | None = None, copies: Bu
 
     Args:
         state: of anything.
-        names: other beginnings for names of tensors: path of a part of the state, such as ``optimizer.state.0`` -> such as
-            ``optimizer.state.head.weight``.
-        copies: where copies of all tensors go, so that the state may change at once; ``None`` leaves them where they are, to
-            be written before it changes.
+        names: other beginnings for names of tensors: path of a part of the state, such as ``optimizer.state.0`` -> such
+            as ``optimizer.state.head.weight``.
+        copies: where copies of all tensors go, so that the state may change at once; ``None`` leaves them where they
+            are, to be written before it changes.
 
     Raises:
         CheckpointError: a value that no file can hold; its path inside of the state is named.
@@ -86,7 +97,7 @@ def write_snapshot(snapshot: Snapshot, stem: Path, rank: int = 0) -> dict[str, W
     written: dict[str, Written] = {}
     path = stem.with_name(f"{stem.name}.rank{rank}.safetensors")
     if snapshot.tensors:
-        written[path.name] = write_file(path, _safetensors(snapshot.tensors))
+        written[path.name] = write_file(path, _safetensors(snapshot.tensors), sync=False)
     table = {
         name: {
             "dtype": str(tensor.dtype).removeprefix("torch."),
@@ -96,7 +107,8 @@ def write_snapshot(snapshot: Snapshot, stem: Path, rank: int = 0) -> dict[str, W
         for name, tensor in snapshot.tensors.items()
     }
     structure = stem.with_name(stem.name + ".json")
-    written[structure.name] = write_json(structure, {"tree": snapshot.tree, "tensors": table})
+    written[structure.name] = write_json(structure, {"tree": snapshot.tree, "tensors": table}, sync=False)
+    sync_all(*(stem.with_name(name) for name in written))
     return written
 
 
@@ -120,28 +132,6 @@ def load_state(stem: Path) -> Any:
         raise
     except Exception as error:
         raise unreadable(path, error) from error
-
-
-def write_json(path: Path, value: Any) -> Written:
-    """Writes JSON and forces it to the disk."""
-    return write_file(path, [json.dumps(value, indent=1).encode(), b"\n"])
-
-
-def read_json(path: Path) -> Any:
-    """Reads JSON.
-
-    Raises:
-        CheckpointError: the file is missing or damaged.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise unreadable(path, error) from error
-
-
-def unreadable(path: Path, error: Exception) -> CheckpointError:
-    """What to say of a file that can't be read."""
-    return CheckpointError(f"{path} can't be read: {error}. Resume from an earlier checkpoint of the run.")
 
 
 class _Taker:
@@ -216,8 +206,8 @@ class _Taker:
     @staticmethod
     def _refusal(path: str, what: str) -> CheckpointError:
         return CheckpointError(
-            f"{path.strip('/') or 'the state'} is {what}, which a checkpoint can't hold. Let state_dict() return tensors, "
-            f"arrays, numbers, strings, and lists, tuples and dicts of these."
+            f"{path.strip('/') or 'the state'} is {what}, which a checkpoint can't hold. Let state_dict() return "
+            f"tensors, arrays, numbers, strings, and lists, tuples and dicts of these."
         )
 
 
@@ -240,8 +230,8 @@ def _safetensors(tensors: Mapping[str, torch.Tensor]) -> Iterator[bytes | memory
 
 
 def _tensors(folder: Path, table: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """All tensors of a table, in memory that torch has allocated: in files they lie at any multiple of their size, and the
-    bits of a matrix product depend on how its operands are aligned.
+    """All tensors of a table, in memory that torch has allocated: in files they lie at any multiple of their size, and
+    the bits of a matrix product depend on how its operands are aligned.
     """
     tensors: dict[str, torch.Tensor] = {}
     for file in dict.fromkeys(block["file"] for entry in table.values() for block in entry["blocks"]):

@@ -1,4 +1,4 @@
-"""The list of a checkpoint's files, written last: a folder without it is no checkpoint, and what differs from it is damage."""
+"""The list of a checkpoint's files, written last: a folder without it is no checkpoint, and what differs is damage."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from chatlearn.checkpoint.disk import Written, sealed, sync_folder
-from chatlearn.checkpoint.files import read_json, write_json
+from chatlearn.checkpoint.disk import Written, read_json, sealed, sync_all, write_json
 from chatlearn.errors import CheckpointError
 
 NAME = "manifest.json"
@@ -19,16 +18,16 @@ def seal(folder: Path, known: Mapping[str, Written]) -> None:
 
     Args:
         folder: complete but for the list.
-        known: what is known of its files already, by their paths in the folder; others are read.
+        known: files that are on the disk already, by their paths in the folder; others are read.
 
     Raises:
         CheckpointError: a file can't be read or written.
     """
     files = {name: known.get(name) or sealed(folder / name) for name in _names(folder)}
-    write_json(folder / NAME, {"format": FORMAT, "files": {name: _entry(file) for name, file in files.items()}})
-    for inner in sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True):
-        sync_folder(inner)
-    sync_folder(folder)
+    content = {"format": FORMAT, "files": {name: _entry(file) for name, file in files.items()}}
+    write_json(folder / NAME, content, sync=False)
+    inner = sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True)
+    sync_all(folder / NAME, *inner, folder)
 
 
 def is_complete(folder: Path) -> bool:
@@ -56,8 +55,8 @@ def other_format(folder: Path, found: Any) -> CheckpointError:
     """What to say of a checkpoint that another version has written."""
     age = "an older" if isinstance(found, int) and found < FORMAT else "a newer or foreign"
     return CheckpointError(
-        f"{folder} has format {found!r}, of {age} version; this version reads format {FORMAT}. Resume with the version of "
-        f"chatlearn that wrote it, or start a new run."
+        f"{folder} has format {found!r}, of {age} version; this version reads format {FORMAT}. Resume with the version "
+        f"of chatlearn that wrote it, or start a new run."
     )
 
 
@@ -73,11 +72,22 @@ def damage(folder: Path, prefix: str = "", *, deep: bool = True) -> list[str]:
         One line for each problem, which names the file; empty if there is none.
     """
     try:
+        if not is_complete(folder) and (found := _format_without(folder)) is not None:
+            raise other_format(folder, found)
         listed = read_manifest(folder)
     except CheckpointError as error:
         return [str(error)]
     problems = [_difference(folder / name, file, deep) for name, file in listed.items() if name.startswith(prefix)]
     return [problem for problem in problems if problem]
+
+
+def _format_without(folder: Path) -> Any:
+    """The format of a version that wrote no list; ``None`` if that is not why there is none."""
+    try:
+        found: Any = read_json(folder / "run.json")["format"]
+    except (CheckpointError, KeyError, TypeError):
+        return None
+    return None if found == FORMAT else found
 
 
 def _difference(path: Path, listed: Written, deep: bool) -> str:

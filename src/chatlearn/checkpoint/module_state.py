@@ -142,8 +142,8 @@ def export_module(module: Any, path: str) -> None:
 
 
 def _names(module: BaseModule) -> dict[str, str]:
-    """Beginnings of the names of an optimizer's tensors: with the names of the parameters that they belong to, in the place
-    of numbers.
+    """Beginnings of the names of an optimizer's tensors: with the names of the parameters that they belong to, in the
+    place of numbers.
     """
     parameters = {id(value): name for name, value in _parameters(module)}
     names: dict[str, str] = {}

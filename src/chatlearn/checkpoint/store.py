@@ -10,11 +10,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from chatlearn.checkpoint.disk import Written, remove, replace_text, sync_folder, unwritable
-from chatlearn.checkpoint.files import read_json, write_json
+from chatlearn.checkpoint.disk import Written, read_json, remove, replace_text, unwritable, write_json
 from chatlearn.checkpoint.manifest import FORMAT, damage, is_complete, other_format, seal
 from chatlearn.errors import CheckpointError
-
 
 _NAME = re.compile(r"episode-\d{6,}")
 
@@ -144,10 +142,9 @@ class CheckpointStore:
                 remove(replaced)
                 os.rename(final, replaced)
             os.rename(aside, final)
-            sync_folder(self._folder)
         except OSError as error:
             raise unwritable(final, error) from error
-        self.point_to(name)
+        self.point_to(name)  # and forces the new names to the disk, before anything is removed
         remove(replaced)
         return final
 
@@ -177,18 +174,18 @@ class CheckpointStore:
         Raises:
             CheckpointError: it is the only one without damage.
         """
-        others = [path for path in self.all() if path != checkpoint]
-        if not damage(checkpoint) and self.working(besides=checkpoint) is None:
+        working = self.working(besides=checkpoint)
+        if working is None and not damage(checkpoint):
             raise CheckpointError(f"{checkpoint} is the only checkpoint of the run without damage; it is kept.")
-        if self.pointed("latest") == _shown(checkpoint) and others:
-            self.point_to(_shown(others[-1]))
+        if self.pointed("latest") == _shown(checkpoint):
+            self.point_to(_shown(working)) if working is not None else (self._folder / "latest").unlink()
         if self.pointed("best") == _shown(checkpoint):
             (self._folder / "best").unlink()
         remove(checkpoint)
 
     def prune(self, keep: int | None) -> None:
-        """Deletes all but the newest ``keep`` checkpoints (``None``: none), never the best one, and never the one that was
-        written last.
+        """Deletes all but the newest ``keep`` checkpoints (``None``: none), never the best one, and never the one that
+        was written last.
         """
         spared = {self.pointed("best"), self.pointed("latest")}
         for folder in self.all()[: -keep if keep else 0]:
@@ -196,8 +193,8 @@ class CheckpointStore:
                 remove(folder)
 
     def _named(self) -> dict[str, Path]:
-        """Checkpoints by name; one that was just being replaced stands for itself. They have their names since they were
-        complete.
+        """Checkpoints by name; one that was just being replaced stands for itself. They have got their names when they
+        were complete.
         """
         folders = [path for path in self._folder.glob("episode-*") if _NAME.fullmatch(path.name) and path.is_dir()]
         replaced = {_shown(path): path for path in self._folder.glob(".episode-*.replaced")}

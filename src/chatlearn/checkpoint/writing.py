@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from chatlearn.checkpoint.disk import Written
 
@@ -21,20 +21,18 @@ class Writing:
     """
 
     def __init__(self, write: Callable[[], Files], name: str, asynchronous: bool) -> None:
-        self._write = write
-        self._files: Files = {}
-        self._error: BaseException | None = None
-        self._thread: threading.Thread | None = None
+        self._files: Future[Files] = Future()
         if asynchronous:
-            self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-            self._thread.start()
+            thread = ThreadPoolExecutor(1, thread_name_prefix=name)
+            self._files = thread.submit(write)
+            thread.shutdown(wait=False)
         else:
-            self._files = write()
+            self._files.set_result(write())
 
     @property
     def has_ended(self) -> bool:
         """Whether :meth:`result` would not wait."""
-        return self._thread is None or not self._thread.is_alive()
+        return self._files.done()
 
     def result(self) -> Files:
         """What was written, once it is.
@@ -42,14 +40,4 @@ class Writing:
         Raises:
             CheckpointError: it can't be written.
         """
-        if self._thread is not None:
-            self._thread.join()
-        if self._error is not None:
-            raise self._error
-        return self._files
-
-    def _run(self) -> None:
-        try:
-            self._files = self._write()
-        except BaseException as error:
-            self._error = error
+        return self._files.result()

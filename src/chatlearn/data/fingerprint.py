@@ -9,23 +9,26 @@ import numpy as np
 import torch
 import xxhash
 
+from chatlearn.errors import ChatLearnError
 from chatlearn.guards import is_instance, is_mapping, is_sequence
 
 MOST = 100_000
 """Samples that are read; of larger data sets so many, evenly spread."""
 
+_UNREADABLE = (LookupError, OSError, ValueError, TypeError, AttributeError, RuntimeError, ChatLearnError)
+
 
 def fingerprint(prompts: Sequence[Any]) -> str:
     """The number of samples of a data set, and a checksum of them, such as ``1000:9f2c61d0b8a4e377``.
 
-    Up to :data:`MOST` samples are read. Of objects that are neither numbers, texts, arrays, tensors nor made of these only
-    the class counts; a sample that can't be read counts as such.
+    Up to :data:`MOST` samples are read. Of objects that are neither numbers, texts, arrays, tensors nor made of these
+    only the class counts; a sample that can't be read counts as such.
     """
     hasher, length = xxhash.xxh3_64(), len(prompts)
     for number in range(min(length, MOST)):
         try:
             sample = prompts[number * length // min(length, MOST)]
-        except Exception as error:  # whoever trains on it says what is wrong
+        except _UNREADABLE as error:  # whoever trains on it says what is wrong
             sample = type(error).__name__
         _feed(hasher, sample)
     return f"{length}:{hasher.hexdigest()}"

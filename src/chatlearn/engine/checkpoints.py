@@ -89,8 +89,8 @@ class Checkpoints:
             Changes that are allowed for by name (``runtime.allow_change``).
 
         Raises:
-            CheckpointError: the checkpoint is damaged, or the program differs in what decides the numbers of the run; the
-                newest checkpoint that works is named.
+            CheckpointError: the checkpoint is damaged (the newest one that works is named), or the program differs in
+                what decides the numbers of the run.
         """
         checkpoint = self._folder.checkpoint
         if checkpoint is None:
@@ -169,8 +169,8 @@ class Checkpoints:
         return minutes is not None and time.monotonic() - self._last >= 60 * minutes
 
     def save(self, deployment: Deployment, state: RunState, *, is_best: bool = False) -> None:
-        """Writes a checkpoint of the current state; with ``runtime.async_save`` a copy of it is written while the run goes
-        on, and :meth:`commit` ends that.
+        """Writes a checkpoint of the current state; with ``runtime.async_save`` a copy of it is written while the run
+        goes on, and :meth:`commit` ends that.
 
         Raises:
             CheckpointError: this one, or the one before, can't be written; earlier ones are as they were.

@@ -8,21 +8,20 @@ from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
-from chatlearn.checkpoint.module_state import drifting_modules
-from chatlearn.checkpoint.run_folder import RunFolder, claim_run_folder
+from chatlearn.checkpoint.run_folder import RunFolder
 from chatlearn.data.stream import Experience, StreamDataset
 from chatlearn.engine.callbacks import EpisodeInfo
 from chatlearn.engine.deployment import Deployment
 from chatlearn.engine.environment import Environment
 from chatlearn.engine.evaluator import Evaluation, Evaluator
-from chatlearn.engine.process import Interrupted, frozen_heap, sigterm_raises
-from chatlearn.engine.replay import Replay
+from chatlearn.engine.process import Interrupted, Termination, frozen_heap, sigterm_ends
+from chatlearn.engine.recompute import claimed_folder, end_if_recomputed
 from chatlearn.engine.restarts import Restarts, close_after
 from chatlearn.engine.run import Run
 from chatlearn.engine.syncs import open_syncs
 from chatlearn.engine.trainer import Trainer
 from chatlearn.engine.wiring import Wiring
-from chatlearn.errors import EngineError
+from chatlearn.errors import EngineError, WorkerError
 from chatlearn.flow.clients import find_clients
 from chatlearn.flow.render import render
 from chatlearn.guards import is_mapping
@@ -69,6 +68,7 @@ class Engine(Wiring):
         self._deployment: Deployment | None = None
         self._run: Run | None = None
         self._syncs: list[tuple[ParameterSync, int]] = []
+        self._termination = Termination(0)
 
     def learn(self) -> Evaluation | None:
         """Runs the episodes of the configuration: experience, training, sync, evaluation, record, checkpoint.
@@ -87,7 +87,7 @@ class Engine(Wiring):
         with self._claimed_folder() as folder:
             if folder.finished:
                 print(folder.note)
-                self._run = Run(self._settled, folder, trained=[], synced={})
+                self._run = Run(self._settled, folder)
                 return None
             evaluation: Evaluation | None = None
             restarts = Restarts(folder, self._settled.runtime.max_restarts)
@@ -105,6 +105,7 @@ class Engine(Wiring):
         info = self._begin_episode(run)
         info.experience = self._make_experience(run)
         self._reach("after_experience", run)
+        end_if_recomputed(run, self._deployed, info.experience)
         self._train(run, info.experience)
         self._reach("after_train", run)
         self._sync_parameters(run, run.state.episode + 1)
@@ -271,7 +272,7 @@ class Engine(Wiring):
         """Syncs the pairs whose turn it is after so many episodes; all of them share the number of the version."""
         due = [sync for sync, frequency in self._syncs if episodes % frequency == 0]
         if is_first:
-            due = [sync for sync in due if not run.restores_weights(sync.modules[1])]
+            due = [sync for sync in due if not run.checkpoints.restores_weights(sync.modules[1])]
         version = run.state.weight_version or 1 if is_first else run.state.weight_version + 1
         for together in [due] if run.config.runtime.concurrent_comm else [[sync] for sync in due]:
             if together:
@@ -299,13 +300,21 @@ class Engine(Wiring):
         self._reach("after_episode", run)
 
     def _save(self, run: Run, info: EpisodeInfo) -> None:
-        """Saves what is due, and sees whether the run has seen enough."""
+        """Saves what is due, and sees whether the run has seen enough.
+
+        Raises:
+            Interrupted: it was told to end after this episode.
+        """
         is_best = run.best.update(run.last_row or {})
-        if run.save_is_due or self._save_asked or is_best:
+        is_asked = self._save_asked or self._termination.is_asked_for
+        if run.checkpoints.is_due(run.state) or is_asked or is_best:
             run.save(self._deployed, is_best)
             self._reach("after_save", run)
+        else:
+            run.checkpoints.commit(self._deployed, wait=False)
         self._save_asked, self._now = False, None
         self._stop_reason = self._stop_reason or run.best.reason_to_stop
+        self._termination.end_if_asked()
 
     def _evaluate_before(self, run: Run) -> Evaluation | None:
         if not run.config.runtime.enable_eval_before_training or run.state.episode or self.evaluator is None:
@@ -358,15 +367,12 @@ class Engine(Wiring):
     @contextmanager
     def _claimed_folder(self) -> Generator[RunFolder]:
         """The run's folder, which nobody else writes to meanwhile."""
-        runtime = self._settled.runtime
+        config = self._settled
         if self._run is not None:
             raise EngineError("This engine has learned already. Make a new one; or resume its run with runtime.resume.")
         self._checked_notes()
-        folder = claim_run_folder(runtime)
-        try:
+        with claimed_folder(config) as folder:
             yield folder
-        finally:
-            folder.release()
 
     def _deploy(self) -> None:
         """Starts the modules, once."""
@@ -406,30 +412,34 @@ class Engine(Wiring):
     @contextmanager
     def _running(self, folder: RunFolder, restarts: Restarts) -> Generator[Run]:
         """Everything open; afterwards files are closed. An error that a restart makes up for ends here."""
-        trained = [] if self.trainer is None else list(self.trainer.graph.modules)
-        pairs = list(self._frequencies())
-        synced = {destination.name: frequency for _, destination, frequency in pairs}
-        drifting = drifting_modules((source, destination) for source, destination, _ in pairs)
-        replay = Replay(self._settled.runtime, self._replay_function) if self._replays else None
-        run = self._run = Run(self._settled, folder, trained, synced, replay, drifting)
-        run.check_resume(self._modules)
+        run = self._run = Run(self._settled, folder, self._kept())
+        changes = run.checkpoints.check()
         has_begun = False
-        with self._globals(), sigterm_raises() as exit_code:
+        with self._globals(), sigterm_ends(self._settled.runtime.sigterm_seconds) as self._termination:
             try:
                 run.write_config()
                 self._deploy()
                 run.open(self._deployed, self._num_episodes)
+                for change in changes:
+                    run.note(f"note: {change}, which runtime.allow_change allows; the checkpoints keep a record of it.")
                 self._syncs = open_syncs(self._deployed, self._frequencies(), run.note)
                 self._stop_reason, has_begun = run.best.reason_to_stop, True
-                with frozen_heap():
+                with frozen_heap(), self._termination.deferred():
                     run.lap("setup")
                     yield run
             except KeyboardInterrupt:
-                interrupt = Interrupted(exit_code())
-                close_after(interrupt, partial(run.end, "interrupted"), self._end_deployment)
+                interrupt = Interrupted(self._termination.code)
+                close_after(interrupt, self._end_saving, partial(run.end, "interrupted"), self._end_deployment)
                 raise interrupt from None
             except BaseException as error:
                 goes_on = has_begun and restarts.follows(error)
-                close_after(error, partial(run.close if goes_on else run.end, "failed"), self._end_deployment)
+                end = partial(run.close if goes_on else run.end, "failed")
+                ends_saving = [] if isinstance(error, WorkerError) else [self._end_saving]
+                close_after(error, *ends_saving, end, self._end_deployment)
                 if not goes_on:
                     raise
+
+    def _end_saving(self) -> None:
+        """Ends the checkpoint that is being written, if there is one."""
+        if self._run is not None and self._deployment is not None:
+            self._run.checkpoints.commit(self._deployment)

@@ -32,8 +32,8 @@ def frozen_heap() -> Generator[None]:
 
 
 class Termination:
-    """What SIGTERM does to a run: it ends as by Ctrl-C; once episodes run, at the end of the one at hand, if that comes soon
-    enough.
+    """What SIGTERM does to a run: it ends as by Ctrl-C; once episodes run, at the end of the one at hand, if that comes
+    soon enough.
 
     Args:
         seconds: that an episode and its checkpoint may take after the signal; 0: none.

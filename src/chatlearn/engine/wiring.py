@@ -7,14 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+from chatlearn.checkpoint.module_state import drifting_modules
 from chatlearn.config.active import active_generation, get_config, init
 from chatlearn.config.schema import Config, ModelConfig
 from chatlearn.data.replay import SampleFunction
 from chatlearn.engine.callbacks import Callback, Callbacks
 from chatlearn.engine.check import check_datasets, check_modules, check_reads, check_syncs, collect_modules
+from chatlearn.engine.checkpoints import Kept
 from chatlearn.engine.environment import Environment
 from chatlearn.engine.evaluator import Evaluator
 from chatlearn.engine.prompts import Prompts
+from chatlearn.engine.replay import Replay
 from chatlearn.engine.trainer import Trainer
 from chatlearn.errors import EngineError
 from chatlearn.guards import is_instance
@@ -284,3 +287,22 @@ class Wiring:
         """The synced pairs, with the episodes from one sync to the next."""
         for source, destination, frequency in self._pairs:
             yield source, destination, frequency or self._settled.model(source.name).sync_frequency
+
+    def _kept(self) -> Kept:
+        """What the checkpoints of a run hold."""
+        pairs = list(self._frequencies())
+        datasets: dict[str, Sequence[Any]] = {}
+        if (source := self.environment or self.trainer) is not None:
+            datasets |= _numbered("train", source.prompts.datasets)
+        return Kept(
+            modules=self._modules,
+            trained=() if self.trainer is None else tuple(self.trainer.graph.modules),
+            synced={destination.name: frequency for _, destination, frequency in pairs},
+            drifting=drifting_modules((source, destination) for source, destination, _ in pairs),
+            replay=Replay(self._settled.runtime, self._replay_function) if self._replays else None,
+            datasets=datasets,
+        )
+
+
+def _numbered(name: str, parts: Sequence[Any]) -> dict[str, Any]:
+    return {name: parts[0]} if len(parts) == 1 else {f"{name}.{number}": part for number, part in enumerate(parts)}

@@ -13,7 +13,7 @@ class Recipe:
     """What a name on the command line stands for.
 
     Attributes:
-        module: import path of a module with ``run(config)`` and ``check(config)``.
+        module: import path of a module with ``run(config)``, ``check(config)`` and ``rebuild(config, folder)``.
         config: its configuration, where the command line names no other; a file beside the module.
     """
 

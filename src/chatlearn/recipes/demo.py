@@ -15,7 +15,8 @@ from chatlearn.config.active import init
 from chatlearn.config.schema import Config, RuntimeConfig
 from chatlearn.engine.engine import Engine
 from chatlearn.engine.evaluator import Evaluation, Evaluator
-from chatlearn.recipes.tasks.base import Sample
+from chatlearn.errors import CheckpointError
+from chatlearn.recipes.tasks.base import Sample, TaskSplits
 from chatlearn.recipes.warm_start import NAME, configured_task, run_warm_start, settled, warm_start_engine
 
 
@@ -43,9 +44,7 @@ class Demo:
         (folder.path / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")  # a run from here on, to resume
         splits = configured_task(config).load_splits()
         model_path = _own_model(config) or str(run_warm_start(config, folder.path, splits.training))
-        init(self.settled(config, model_path, resume=str(folder.checkpoint or folder.path)))
-        engine, eval_flow = self.build(config)
-        engine.set_dataset(splits.training).set_evaluator(Evaluator(eval_flow).set_dataset(splits.tuning))
+        engine, eval_flow = self._prepared(config, splits, model_path, resume=str(folder.checkpoint or folder.path))
         tests = {"held-out": splits.held_out, **splits.further}
         before = _measure(engine, eval_flow, tests)
         print(f"\nHeld-out accuracy before reinforcement learning: {_accuracy(before['held-out']):.3f}\n")
@@ -64,10 +63,28 @@ class Demo:
                 init(warm_config)
                 texts.append(warm_start.check())
                 model_path = str(Path(name) / NAME / "initial")
-            init(self.settled(config, model_path, resume=config.runtime.resume))
-            engine, eval_flow = self.build(config)
-            engine.set_dataset(splits.training).set_evaluator(Evaluator(eval_flow).set_dataset(splits.tuning))
+            engine, _ = self._prepared(config, splits, model_path, resume=config.runtime.resume)
             return "\n\n".join([*texts, engine.check()])
+
+    def rebuild(self, config: Config, folder: Path) -> Engine:
+        """The engine of a run that lies in a folder, over the model that the warm start has left there.
+
+        Raises:
+            CheckpointError: the model is gone.
+        """
+        left = folder / NAME / "policy"
+        if (model_path := _own_model(config) or str(left)) == str(left) and not left.is_dir():
+            raise CheckpointError(f"{left} is gone, the model that the run in {folder} began with.")
+        return self._prepared(config, configured_task(config).load_splits(), model_path, config.runtime.resume)[0]
+
+    def _prepared(
+        self, config: Config, splits: TaskSplits, model_path: str, resume: str
+    ) -> tuple[Engine, Callable[[Any], Any]]:
+        """The engine with its data, and the flow that evaluates it."""
+        init(self.settled(config, model_path, resume))
+        engine, eval_flow = self.build(config)
+        engine.set_dataset(splits.training).set_evaluator(Evaluator(eval_flow).set_dataset(splits.tuning))
+        return engine, eval_flow
 
     def settled(self, config: Config, model_path: str, resume: str) -> Config:
         """The configuration of reinforcement learning: models without a ``model_path`` of their own start from this

@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from chatlearn.cli import main
 from chatlearn.recipes.tasks.spell_backward import load_splits
 
 SHORT = [
@@ -75,12 +76,22 @@ def test_the_run_folder_holds_what_the_documentation_lists(demo):
     assert {"prompt", "response", "rewards", "advantages", "logprobs", "weight_version"} <= set(sample)
 
 
+@pytest.fixture(params=["of the run", "of its last checkpoint"])
+def exported(request, demo, tmp_path):
+    """The folder of the trained policy, written in two ways."""
+    run, _ = demo
+    if request.param == "of the run":
+        return run / "policy"
+    assert main(["export", str(run), "--to", "hf", "-o", str(tmp_path / "exported")]) == 0
+    return tmp_path / "exported"
+
+
 @pytest.mark.slow
-def test_the_exported_policy_answers_raw_questions_without_chatlearn(demo):
+def test_the_exported_policy_answers_raw_questions_without_chatlearn(demo, exported):
     """Transformers alone, on the raw text of the held-out questions, gives the accuracy that the run reports."""
     run, _ = demo
-    model = AutoModelForCausalLM.from_pretrained(run / "policy")
-    tokenizer = AutoTokenizer.from_pretrained(run / "policy")
+    model = AutoModelForCausalLM.from_pretrained(exported)
+    tokenizer = AutoTokenizer.from_pretrained(exported)
     held_out = load_splits().held_out
     encoded = tokenizer([sample["entry"]["question"] for sample in held_out], return_tensors="pt", padding=True)
     generated = model.generate(**encoded)[:, encoded["input_ids"].shape[1] :]

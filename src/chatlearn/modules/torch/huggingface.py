@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -101,6 +102,22 @@ def loaded(loader: Any, args: ModelArgs, what: str, **options: Any) -> Any:
             "folder that save_pretrained wrote, "
             f"with the tokenizer's files in it, or a name on the Hub that this machine can reach."
         ) from error
+
+
+def save_model_folder(model: Any, folder: Path, max_shard_size: int | str | None, **options: Any) -> None:
+    """Writes a model by its own ``save_pretrained``.
+
+    Args:
+        model: of transformers, or one that saves itself the same way.
+        folder: is made if need be.
+        max_shard_size: the most bytes of one file of weights; ``None`` leaves it to the model, and so does a model that
+            knows no such option.
+        options: of ``save_pretrained``.
+    """
+    known = "max_shard_size" in inspect.signature(model.save_pretrained).parameters
+    sizes = {"max_shard_size": max_shard_size} if known and max_shard_size is not None else {}
+    with quiet():
+        model.save_pretrained(folder, **sizes, **options)
 
 
 @contextmanager

@@ -298,14 +298,13 @@ class MergedWeights(Mapping[str, Tensor]):
         return len(self.unmerged)
 
 
-def export_merged(model: Any, folder: Path) -> None:
+def export_merged(model: Any, folder: Path, max_shard_size: int | str | None = None) -> None:
     """Writes the model that computes the same without adapters."""
     merged = dict(MergedWeights(model))
     if hasattr(model, "save_pretrained"):
-        from chatlearn.modules.torch.huggingface import quiet
+        from chatlearn.modules.torch.huggingface import save_model_folder
 
-        with quiet():
-            model.save_pretrained(folder, state_dict=merged)
+        save_model_folder(model, folder, max_shard_size, state_dict=merged)
     else:
         save_file({name: value.cpu().contiguous() for name, value in merged.items()}, folder / "model.safetensors")
 

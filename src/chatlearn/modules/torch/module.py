@@ -109,10 +109,15 @@ class TorchModule(BaseModule):
     def _adapter(self) -> Adapter | None:
         return getattr(self.__dict__.get("model"), "lora_adapter", None)
 
-    def export(self, path: str) -> None:
+    def export(self, path: str, max_shard_size: int | str | None = None) -> None:
         """Writes ``self.model`` for use outside: in Hugging Face format with its tokenizer (``self.tokenizer``) where
         it has ``save_pretrained``, else the tensors of its state as ``model.safetensors``. Adapters are merged into
         it, or written alone in peft's format, as ``models.<name>.args.lora.export`` says.
+
+        Args:
+            path: of the folder, which is made if need be.
+            max_shard_size: the most bytes of one file of weights in Hugging Face format, a number or text such as
+                ``5GB``; ``None`` leaves it to the model.
 
         Raises:
             ModuleError: there is no ``self.model``.
@@ -127,12 +132,14 @@ class TorchModule(BaseModule):
         if (adapter := self._adapter) is not None:
             from chatlearn.modules.torch.lora import export_adapter, export_merged
 
-            (export_merged if adapter.args.export == "merged" else export_adapter)(model, folder)
+            if adapter.args.export == "merged":
+                export_merged(model, folder, max_shard_size)
+            else:
+                export_adapter(model, folder)
         elif hasattr(model, "save_pretrained"):
-            from chatlearn.modules.torch.huggingface import quiet
+            from chatlearn.modules.torch.huggingface import save_model_folder
 
-            with quiet():
-                model.save_pretrained(folder)
+            save_model_folder(model, folder, max_shard_size)
         else:
             save_tensors(model, folder / "model.safetensors")
         if hasattr(model, "save_pretrained") and (tokenizer := getattr(self, "tokenizer", None)) is not None:

@@ -41,4 +41,4 @@ def build(config: Config) -> tuple[GRPOEngine, Callable[[Any], Any]]:
 
 
 DEMO = Demo(build, loading=["policy", "reference", "ppo_policy"], rules=["reward", "advantages"])
-run, check = DEMO.run, DEMO.check
+run, check, rebuild = DEMO.run, DEMO.check, DEMO.rebuild

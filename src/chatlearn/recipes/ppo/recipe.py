@@ -34,4 +34,4 @@ def build(config: Config) -> tuple[RLHFEngine, Callable[[Any], Any]]:
 
 
 DEMO = Demo(build, loading=["policy", "reference", "value", "ppo_policy", "ppo_value"], rules=["reward"])
-run, check = DEMO.run, DEMO.check
+run, check, rebuild = DEMO.run, DEMO.check, DEMO.rebuild

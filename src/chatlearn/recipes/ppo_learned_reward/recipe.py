@@ -8,10 +8,12 @@ from typing import Any
 
 from chatlearn.config.active import init
 from chatlearn.config.schema import Config
+from chatlearn.engine.engine import Engine
 from chatlearn.guards import is_list, is_mapping
 from chatlearn.recipes import warm_start
 from chatlearn.recipes.demo import claim_until_measured
 from chatlearn.recipes.ppo.recipe import DEMO
+from chatlearn.recipes.ppo_learned_reward import reward_model
 from chatlearn.recipes.ppo_learned_reward.preferences import sampling_engine
 from chatlearn.recipes.ppo_learned_reward.reward_model import reward_model_engine, run_reward_model
 from chatlearn.recipes.warm_start import configured_task, run_warm_start, settled, warm_start_engine
@@ -51,6 +53,12 @@ def check(config: Config) -> str:
             init(reward_config)
             texts.append(training.check())
         return "\n\n".join([*texts, DEMO.check(_with_models(config, model, model, resume=config.runtime.resume))])
+
+
+def rebuild(config: Config, folder: Path) -> Engine:
+    """The engine of a run that lies in a folder, over the models that the stages before have left there."""
+    policy, reward = (str(folder / name / "policy") for name in (warm_start.NAME, reward_model.NAME))
+    return DEMO.rebuild(_with_models(config, _own_model(config) or policy, reward, config.runtime.resume), folder)
 
 
 def _own_model(config: Config) -> str | None:

@@ -1,0 +1,6 @@
+"""``python -m chatlearn.cli``."""
+
+from chatlearn.cli import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())
