@@ -90,6 +90,8 @@ def test_a_lost_pointer_falls_back_to_the_newest_complete(pointer: str | None, t
     if pointer is not None:
         latest.write_text(pointer)
     assert store.latest() == tmp_path / "checkpoints" / "episode-000002"
+    told = f"note: {latest} names {(pointer or '').strip()!r}, which is not there any more; the newest that is left is "
+    assert store.loss() == (f"{told}episode-000002." if pointer else "")
 
 
 def test_a_checkpoint_of_the_same_episode_is_replaced(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,19 @@ def unwritable(path: Path, error: OSError) -> CheckpointError:
             f"keep fewer of them by runtime.max_data_ckpt_nums."
         )
     return CheckpointError(f"{path} can't be written: {error.strerror or error}. Earlier checkpoints are as they were.")
+
+
+@contextmanager
+def written(path: Path) -> Generator[None]:
+    """Inside, a file is written in whatever way; an error of the system names it.
+
+    Raises:
+        CheckpointError: the disk is full, or the file can't be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise unwritable(path, error) from error
 
 
 def _free(path: Path) -> str:

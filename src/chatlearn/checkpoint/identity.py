@@ -126,5 +126,5 @@ def _is_below(key: str, allowed: str) -> bool:
 def _flat(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= _flat(value, f"{path}{key}.") if is_mapping(value) and value else {f"{path}{key}": value}
+        flat |= _flat(value, f"{path}{key}.") if is_mapping(value) else {f"{path}{key}": value}
     return flat

@@ -211,12 +211,14 @@ def _continued(path: Path, runtime: RuntimeConfig) -> RunFolder:
     checkpoints = _checkpoints(path, runtime)
     if _is_finished(path):
         return RunFolder(path, checkpoints, finished=True, note=f"{path} is finished; there is nothing to resume.")
-    checkpoint = CheckpointStore(checkpoints).find(runtime.load_data_checkpoint_iteration)
+    store = CheckpointStore(checkpoints)
+    checkpoint = store.find(runtime.load_data_checkpoint_iteration)
     if checkpoint is not None:
-        return RunFolder(path, checkpoints, checkpoint, note=f"Going on from {checkpoint}.")
+        notes = [store.loss(), f"Going on from {checkpoint}."]
+        return RunFolder(path, checkpoints, checkpoint, note="\n".join(filter(None, notes)))
     begun = (path / "metrics.jsonl").exists()
-    note = f"{path} has no checkpoint yet; starting again in that folder." if begun else ""
-    return RunFolder(path, checkpoints, note=note)
+    notes = [store.loss(), f"{path} has no checkpoint yet; starting again in that folder." if begun else ""]
+    return RunFolder(path, checkpoints, note="\n".join(filter(None, notes)))
 
 
 def _behind(checkpoint: Path, asked: bool = False) -> RunFolder | None:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from chatlearn.checkpoint.disk import Written, read_json, remove, replace_text, unwritable, write_json
+from chatlearn.checkpoint.disk import Written, read_json, remove, replace_text, sync_all, unwritable, write_json
 from chatlearn.checkpoint.manifest import FORMAT, damage, is_complete, other_format, seal
 from chatlearn.errors import CheckpointError
 
@@ -59,8 +59,23 @@ class CheckpointStore:
         return [path for _, path in sorted(self._named().items())]
 
     def latest(self) -> Path | None:
-        """The checkpoint that was written last, or, where that is gone, the one with most episodes."""
+        """The checkpoint that was written last; where that is not there any more, the one with most episodes."""
         return self._named().get(self.pointed("latest")) or next(reversed(self.all()), None)
+
+    def loss(self) -> str:
+        """What to say where the checkpoint that was written last is not there any more; else empty."""
+        name, found = self.pointed("latest"), self.latest()
+        if not name or name in self._named():
+            return ""
+        rest = "there is no other" if found is None else f"the newest that is left is {_shown(found)}"
+        return f"note: {self._folder / 'latest'} names {name!r}, which is not there any more; {rest}."
+
+    def offer(self, besides: Path | None = None) -> str:
+        """How to go on from the newest checkpoint without damage; all files of those that are newer are read."""
+        found = self.working(besides)
+        if found is None:
+            return "No other checkpoint of the run works. Start anew with runtime.resume=never."
+        return f"The newest checkpoint that works: runtime.resume={found}"
 
     def best(self) -> Path | None:
         """The checkpoint with the best metric."""
@@ -86,6 +101,10 @@ class CheckpointStore:
                 f"of {', '.join(str(episode_of(path)) for path in self.all())}."
             )
         return named.get(_name(episode))
+
+    def has(self, episode: int) -> bool:
+        """Whether there is a checkpoint after so many episodes."""
+        return _name(episode) in self._named()
 
     def working(self, besides: Path | None = None) -> Path | None:
         """The newest checkpoint without damage; all of its files are read."""
@@ -144,7 +163,8 @@ class CheckpointStore:
             os.rename(aside, final)
         except OSError as error:
             raise unwritable(final, error) from error
-        self.point_to(name)  # and forces the new names to the disk, before anything is removed
+        sync_all(self._folder)  # a pointer never names what is not there
+        self.point_to(name)
         remove(replaced)
         return final
 
@@ -165,7 +185,7 @@ class CheckpointStore:
             else:
                 remove(final)
                 os.rename(replaced, final)
-        for leftover in self._folder.glob(".*.partial"):
+        for leftover in [*self._folder.glob(".*.partial"), *self._folder.glob(".episode-*.removed")]:
             remove(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
 
     def remove(self, checkpoint: Path) -> None:
@@ -181,7 +201,7 @@ class CheckpointStore:
             self.point_to(_shown(working)) if working is not None else (self._folder / "latest").unlink()
         if self.pointed("best") == _shown(checkpoint):
             (self._folder / "best").unlink()
-        remove(checkpoint)
+        self._delete(checkpoint)
 
     def prune(self, keep: int | None) -> None:
         """Deletes all but the newest ``keep`` checkpoints (``None``: none), never the best one, and never the one that
@@ -190,7 +210,14 @@ class CheckpointStore:
         spared = {self.pointed("best"), self.pointed("latest")}
         for folder in self.all()[: -keep if keep else 0]:
             if _shown(folder) not in spared:
-                remove(folder)
+                self._delete(folder)
+
+    def _delete(self, checkpoint: Path) -> None:
+        """Deletes a checkpoint; what a kill leaves of it is none any more."""
+        removed = self._folder / f".{_shown(checkpoint)}.removed"
+        remove(removed)
+        os.rename(checkpoint, removed)
+        remove(removed)
 
     def _named(self) -> dict[str, Path]:
         """Checkpoints by name; one that was just being replaced stands for itself. They have got their names when they

@@ -9,13 +9,17 @@ from chatlearn.checkpoint.store import episode_of, read_run_state
 from chatlearn.errors import CheckpointError
 
 
-def verify(checkpoint: Path) -> list[str]:
-    """Reads all files of a checkpoint and compares them with its list.
+def verify(checkpoint: Path, *, deep: bool = True) -> list[str]:
+    """Compares the files of a checkpoint with its list, and its number with its name.
+
+    Args:
+        checkpoint: its folder.
+        deep: reads all files; else JSON files only, and the lengths of the others.
 
     Returns:
         One line for each problem, which names the file and what differs; empty if there is none.
     """
-    if problems := damage(checkpoint):
+    if problems := damage(checkpoint, deep=deep):
         return problems
     try:
         state, _ = read_run_state(checkpoint)

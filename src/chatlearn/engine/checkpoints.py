@@ -17,6 +17,7 @@ from chatlearn.checkpoint.manifest import damage
 from chatlearn.checkpoint.module_state import finish_saving, has_saved, load_module, remember_setup, save_module
 from chatlearn.checkpoint.run_folder import RunFolder
 from chatlearn.checkpoint.store import CheckpointStore, RunState, read_run_state
+from chatlearn.checkpoint.verify import verify
 from chatlearn.checkpoint.writing import Files, Writing
 from chatlearn.config.schema import Config
 from chatlearn.data.fingerprint import fingerprint
@@ -95,9 +96,37 @@ class Checkpoints:
         checkpoint = self._folder.checkpoint
         if checkpoint is None:
             return []
-        if problems := damage(checkpoint, deep=False):
-            raise self._with_offer("\n".join(problems))
+        if problems := verify(checkpoint, deep=False):
+            raise CheckpointError("\n".join([*problems, self._store.offer(besides=checkpoint)]))
+        try:
+            changes = self._changes_since(checkpoint)
+        except CheckpointError as error:
+            if (other := self._fitting(besides=checkpoint)) is None:
+                raise
+            raise CheckpointError(f"{error}\nThe newest checkpoint that works: runtime.resume={other}") from None
         state, content = read_run_state(checkpoint)
+        made = [{"episode": state.episode, **change.as_dict()} for change in changes]
+        self._changes = [*content["changes"], *made]
+        return changes
+
+    def _fitting(self, besides: Path) -> Path | None:
+        """The newest other checkpoint that is of this program, and works."""
+        for checkpoint in reversed(self._store.all()):
+            if checkpoint != besides and not verify(checkpoint, deep=False):
+                with suppress(CheckpointError):
+                    self._changes_since(checkpoint)
+                    return checkpoint if not damage(checkpoint) else None
+        return None
+
+    def _changes_since(self, checkpoint: Path) -> list[Change]:
+        """What differs of the program and is allowed to."""
+        content = read_run_state(checkpoint)[1]
+        has_state = [name for name, module in content["modules"].items() if module["saved"]]
+        if gone := sorted(set(has_state) - set(self._kept.modules)):
+            raise CheckpointError(
+                f"{checkpoint} holds the state of {', '.join(gone)}, but no flow uses such a module. Resume with the "
+                f"program that wrote it, or start a new run."
+            )
         saved = content["config"]
         common = [name for name in self._kept.modules if name in saved["models"]]
         before = {**saved, "models": {name: saved["models"][name] for name in common}}
@@ -106,11 +135,7 @@ class Checkpoints:
         before |= {"datasets": content["datasets"]}
         classes = {name: line.name for name, line in self._lines.items()}
         now = {**self._settings_of(common), "classes": classes, "datasets": self._datasets}
-        allowed = self._config.runtime.allow_change
-        changes = check_same_identity(checkpoint, before, now, allowed)
-        made = [{"episode": state.episode, **change.as_dict()} for change in changes]
-        self._changes = [*content["changes"], *made]
-        return changes
+        return check_same_identity(checkpoint, before, now, self._config.runtime.allow_change)
 
     def restore(self, deployment: Deployment) -> RunState:
         """Restores modules and counters from the checkpoint, if there is one.
@@ -128,7 +153,8 @@ class Checkpoints:
         try:
             return self._restored(deployment, checkpoint)
         except CheckpointError as error:
-            raise self._with_offer(str(error)).with_traceback(error.__traceback__) from error.__cause__
+            text = f"{error}\n{self._store.offer(besides=checkpoint)}"
+            raise CheckpointError(text).with_traceback(error.__traceback__) from error.__cause__
 
     def _restored(self, deployment: Deployment, checkpoint: Path) -> RunState:
         state, content = read_run_state(checkpoint)
@@ -143,20 +169,15 @@ class Checkpoints:
         if self._kept.replay is not None:
             self._kept.replay.load(load_state(checkpoint / "replay"))
         self._store.point_to(checkpoint.name)  # an older one, perhaps: what came after it is replaced
+        if state.best_value is not None and self._store.has(state.best_episode):
+            self._store.mark_best(state.best_episode)  # a kill may have come between the two pointers
+        if checkpoint == next(reversed(self._store.all()), None):
+            self._store.prune(self._config.runtime.max_data_ckpt_nums)
         return state
 
     def restores_weights(self, name: str) -> bool:
         """Whether the weights of a synced module came from a checkpoint, so that the first sync has to spare them."""
         return name in self._kept.drifting and self._folder.checkpoint is not None
-
-    def _with_offer(self, text: str) -> CheckpointError:
-        """An error that says how to go on all the same."""
-        found = self._store.working(besides=self._folder.checkpoint)
-        if found is None:
-            return CheckpointError(
-                f"{text}\nNo other checkpoint of the run works. Start anew with runtime.resume=never."
-            )
-        return CheckpointError(f"{text}\nThe newest checkpoint that works: runtime.resume={found}")
 
     # -- saving --
 

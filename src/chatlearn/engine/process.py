@@ -41,7 +41,7 @@ class Termination:
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._is_deferring = False
+        self._is_deferring = self._is_ending = False
         self._timer: threading.Timer | None = None
         self.code = 128 + signal.SIGINT
         """To exit with after a KeyboardInterrupt: where a library was running, that is all that is left of a signal."""
@@ -58,6 +58,7 @@ class Termination:
             Interrupted: SIGTERM came during the episode.
         """
         if self.is_asked_for:
+            self._is_ending = True
             raise Interrupted(self.code)
 
     @contextmanager
@@ -77,8 +78,11 @@ class Termination:
 
     def come(self, number: int, frame: FrameType | None) -> None:
         """SIGTERM is here."""
+        if self._is_ending:  # while the run is closed
+            return
         self.code = 128 + number
         if not self._is_deferring or self.is_asked_for or not self._seconds:
+            self._is_ending = True
             raise Interrupted(self.code)
         self._timer = threading.Timer(self._seconds, os.kill, (os.getpid(), number))
         self._timer.daemon = True

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from chatlearn.checkpoint.disk import written
 from chatlearn.checkpoint.module_state import export_module
 from chatlearn.checkpoint.run_folder import RunFolder, discard_rows
 from chatlearn.checkpoint.store import RunState
@@ -41,7 +42,7 @@ class Run:
         kept = kept or Kept()
         self.state = RunState()
         self.replay = kept.replay
-        self.has_ended = folder.finished
+        self.has_ended, self._has_begun = folder.finished, False
         self.config, self._folder = config, folder
         self.checkpoints = Checkpoints(config, folder, kept)
         self.last_row: dict[str, Any] | None = None
@@ -67,14 +68,18 @@ class Run:
 
     def write_config(self) -> None:
         """Writes ``config.yaml``, which makes the folder that of a run."""
-        (self.path / "config.yaml").write_text(self.config.to_yaml(), encoding="utf-8")
-        write_program(self.path)
+        path = self.path / "config.yaml"
+        with written(path):
+            path.write_text(self.config.to_yaml(), encoding="utf-8")
+            write_program(self.path)
 
     def open(self, deployment: Deployment, num_episodes: int) -> None:
         """Restores the counters and modules of the checkpoint, if there is one, and opens the files."""
         self.state = self.checkpoints.restore(deployment)
+        self._has_begun = True
         self.write_result(status="running")  # whatever an earlier part of the run ended with
-        discard_rows(self.path / "metrics.jsonl", -1 if self.checkpoints.begins_anew else self.state.episode)
+        with written(self.path / "metrics.jsonl"):
+            discard_rows(self.path / "metrics.jsonl", -1 if self.checkpoints.begins_anew else self.state.episode)
         runtime = self.config.runtime
         plain = self.config.model_dump(mode="json")
         sinks = open_sinks(self.path, self.state.episode + 1, runtime.sinks, exp_name=runtime.exp_name, config=plain)
@@ -155,11 +160,12 @@ class Run:
             for part, count in zip(experience, counts, strict=True)
             if count
         ]
+        lines = [line for text in texts for line in deployment.cluster.get(text)]
         if texts:
-            folder.mkdir(exist_ok=True)
-            with (folder / f"episode-{episode:06d}.jsonl").open("w", encoding="utf-8") as file:
-                for text in texts:
-                    file.writelines(deployment.cluster.get(text))
+            path = folder / f"episode-{episode:06d}.jsonl"
+            with written(path):
+                folder.mkdir(exist_ok=True)
+                path.write_text("".join(lines), encoding="utf-8")
 
     def save(self, deployment: Deployment, is_best: bool = False) -> None:
         """Writes a checkpoint of the current state; ``is_best`` marks it as the one with the best metric."""
@@ -190,7 +196,7 @@ class Run:
         """Closes the files of a run that does not get to its end, and says how to go on."""
         self.close(status)
         self.write_result(status=status)
-        if recomputation() is None:  # else there is nothing to go on with
+        if recomputation() is None and (status == "interrupted" or self._has_begun):  # else it would end so again
             print(
                 f"Run {status} after {self.state.episode} complete episodes. Go on with: runtime.resume={self.path}",
                 flush=True,
@@ -218,12 +224,11 @@ class Run:
     def write_result(self, **values: Any) -> None:
         """Adds values to ``result.json``."""
         path = self.path / "result.json"
-        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"policy_path": None}
-        known |= {
-            "episodes": self.state.episode,
-            "seconds": round(time.monotonic() - self._started, 3),
-            **values,
-        }
+        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"policy_path": None, "episodes": 0}
+        if self._has_begun:
+            known["episodes"] = self.state.episode
+        known |= {"seconds": round(time.monotonic() - self._started, 3), **values}
         aside = path.with_suffix(".partial")
-        aside.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
-        aside.rename(path)
+        with written(path):
+            aside.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+            aside.rename(path)
