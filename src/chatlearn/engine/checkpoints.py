@@ -83,11 +83,11 @@ class Checkpoints:
 
     # -- going on --
 
-    def check(self) -> list[Change]:
+    def check(self) -> list[str]:
         """Compares the program with that of the checkpoint to go on from, before anything starts or is written.
 
         Returns:
-            Changes that are allowed for by name (``runtime.allow_change``).
+            Notes about what differs and may do so.
 
         Raises:
             CheckpointError: the checkpoint is damaged (the newest one that works is named), or the program differs in
@@ -107,7 +107,11 @@ class Checkpoints:
         state, content = read_run_state(checkpoint)
         made = [{"episode": state.episode, **change.as_dict()} for change in changes]
         self._changes = [*content["changes"], *made]
-        return changes
+        notes = [f"{each}, which runtime.allow_change allows; checkpoints keep a record of it." for each in changes]
+        was, now = content["config"]["runtime"]["num_episode"], self._config.runtime.num_episode
+        if was != now:
+            notes.append(f"runtime.num_episode was {was} and is {now}: schedules for a whole run are now for {now}.")
+        return notes
 
     def _fitting(self, besides: Path) -> Path | None:
         """The newest other checkpoint that is of this program, and works."""

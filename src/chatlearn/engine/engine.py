@@ -413,15 +413,15 @@ class Engine(Wiring):
     def _running(self, folder: RunFolder, restarts: Restarts) -> Generator[Run]:
         """Everything open; afterwards files are closed. An error that a restart makes up for ends here."""
         run = self._run = Run(self._settled, folder, self._kept())
-        changes = run.checkpoints.check()
+        notes = run.checkpoints.check()
         has_begun = False
         with self._globals(), sigterm_ends(self._settled.runtime.sigterm_seconds) as self._termination:
             try:
                 run.write_config()
                 self._deploy()
                 run.open(self._deployed, self._num_episodes)
-                for change in changes:
-                    run.note(f"note: {change}, which runtime.allow_change allows; the checkpoints keep a record of it.")
+                for note in notes:
+                    run.note(f"note: {note}")
                 self._syncs = open_syncs(self._deployed, self._frequencies(), run.note)
                 self._stop_reason, has_begun = run.best.reason_to_stop, True
                 with frozen_heap(), self._termination.deferred():
