@@ -40,6 +40,8 @@ from kill_children import Child, pool
 from kill_program import Settings, make_engine
 from kill_records import differences, record_of
 
+from chatlearn.checkpoint.verify import verify
+
 CRASHED = 77
 """Exit code of a process that has ended itself."""
 
@@ -108,13 +110,13 @@ class Crash:
     Args:
         point: number of the call, from 0; ``-1`` for none.
         half: after half of the bytes of a write.
-        pattern: ends it before the first call that matches.
+        pattern: ends it before the first call that matches, if there is one.
 
     Attributes:
         calls: so far.
     """
 
-    def __init__(self, point: int = -1, half: bool = False, pattern: str = "$^") -> None:
+    def __init__(self, point: int = -1, half: bool = False, pattern: str = "") -> None:
         self._point, self._half, self._pattern = point, half, pattern
         self._lock = threading.Lock()
         self.is_armed = False
@@ -127,7 +129,7 @@ class Crash:
         with self._lock:
             number = len(self.calls)
             self.calls.append(replace(call, do=None))
-        if number == self._point or re.search(self._pattern, str(call)):
+        if number == self._point or (self._pattern and re.search(self._pattern, str(call))):
             if self._half and call.function == "write":  # on threads it may be another one
                 call.do(call.nbytes // 2)
             os._exit(CRASHED)
@@ -317,7 +319,24 @@ def crashed(case: Case, point: tuple[int, bool]) -> Told:
         return Told(words, "was not reached")  # threads take turns as they like
     if ended.code != CRASHED:
         return Told(words, "", [f"it ended with {ended.code}: {ended.output[-2000:]}"])
-    return resumed(case, place, words)
+    lost = lost_checkpoints(case, place)
+    told = resumed(case, place, words)
+    return replace(told, problems=[*lost, *told.problems])
+
+
+def lost_checkpoints(case: Case, place: str) -> list[str]:
+    """Good checkpoints that are not there any more, while the new one is not the newest yet."""
+    before, after = (case.settings(name).run / "checkpoints" for name in ("template", place))
+    new = f"episode-{case.variant.before + 1:06d}"
+    if (after / "latest").exists() and (after / "latest").read_text().strip() == new:
+        return []
+    return [f"{name} is lost" for name in sorted(_good(before) - _good(after))]
+
+
+def _good(checkpoints: Path) -> set[str]:
+    """Names of the checkpoints without damage; one that is just being replaced counts too."""
+    folders = [*checkpoints.glob("episode-*"), *checkpoints.glob(".episode-*.replaced")]
+    return {path.name.strip(".").removesuffix(".replaced") for path in folders if not verify(path)}
 
 
 def resumed(case: Case, place: str, words: str) -> Told:

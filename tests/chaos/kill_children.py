@@ -21,7 +21,7 @@ from pathlib import Path
 import kill_program
 from kill_program import Settings, places_in
 
-PATIENCE_SECONDS = 120.0
+PATIENCE_SECONDS = 300.0
 """A program that takes longer hangs."""
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
 from pathlib import Path
 
 import crash_points
@@ -18,13 +19,13 @@ from disk_calls import Call
 from disk_model import Disk
 from kill_children import pool
 
-STRIDE = 29
+STRIDE = 53
 
 
 @pytest.fixture(scope="module")
 def processes() -> Iterator[ProcessPoolExecutor]:
     """What runs are forked from."""
-    with pool(2) as processes:
+    with pool(1) as processes:
         yield processes
 
 
@@ -50,7 +51,7 @@ def test_the_old_or_the_new_checkpoint_loads_exactly_wherever_it_is_interrupted(
     renames = [number for number, call in enumerate(case.calls) if call.function == "rename"]
     ends = range(len(case.calls))[-3:]
     points = sorted({*case.points[::STRIDE], *((number, False) for number in (*renames, *ends))})
-    told = list(processes.map(crash_points.crashed, [case] * len(points), points))
+    told = list(processes.map(crash_points.crashed, repeat(case), points))
     assert [each for each in told if each.problems] == []
     assert {each.origin for each in told} - {"was not reached"} == ORIGINS[variant]
 
