@@ -47,12 +47,12 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_the_file_and_then_its_name_are_forced_to_the_disk(tmp_path: Path, monkeypatch: Any) -> None:
-    """Order of calls: write, fsync of the file, rename, fsync of the folder."""
+    """Order of calls: write, fsync of the file and of the folder, rename, fsync of the folder."""
     calls: list[str] = []
     for name in ("write", "fsync", "rename"):
         function = getattr(os, name)
         monkeypatch.setattr(disk.os, name, lambda *args, f=function, n=name: (calls.append(n), f(*args))[1])
     replace_text(tmp_path / "latest", "episode-000001\n")
-    assert calls == ["write", "fsync", "rename", "fsync"]
+    assert calls == ["write", "fsync", "fsync", "rename", "fsync"]
     assert (tmp_path / "latest").read_text() == "episode-000001\n"
     assert [path.name for path in tmp_path.iterdir()] == ["latest"]

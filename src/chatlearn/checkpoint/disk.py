@@ -10,7 +10,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,12 +51,11 @@ def write_file(path: Path, parts: Iterable[bytes | memoryview], *, sync: bool = 
     try:
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0), 0o644)
         try:
-            for part in parts:
-                view = memoryview(part).cast("B")
-                total += len(view)
-                while len(view):
-                    hasher.update(view[:_PIECE])
-                    view = _write(file, view)
+            for piece in _pieces(parts):
+                hasher.update(piece)
+                total += len(piece)
+                while len(piece):
+                    piece = piece[os.write(file, piece) :]
             if sync:
                 os.fsync(file)
         finally:
@@ -66,12 +65,20 @@ def write_file(path: Path, parts: Iterable[bytes | memoryview], *, sync: bool = 
     return Written(total, hasher.hexdigest())
 
 
-def _write(file: int, view: memoryview) -> memoryview:
-    """Writes the next piece; returns what is left."""
-    piece = view[:_PIECE]
-    while len(piece):
-        piece = piece[os.write(file, piece) :]
-    return view[_PIECE:]
+def _pieces(parts: Iterable[bytes | memoryview]) -> Iterator[memoryview]:
+    """The same bytes in pieces of a size that disks like: small parts together, large ones cut."""
+    small = bytearray()
+    for part in parts:
+        view = memoryview(part).cast("B")
+        if len(small) + len(view) <= _PIECE:
+            small += view
+            continue
+        if small:
+            yield memoryview(small)
+            small = bytearray()
+        yield from (view[start : start + _PIECE] for start in range(0, len(view), _PIECE))
+    if small:
+        yield memoryview(small)
 
 
 def unwritable(path: Path, error: OSError) -> CheckpointError:
@@ -105,9 +112,9 @@ def _free(path: Path) -> str:
         return "or the user's share of it"
 
 
-def write_json(path: Path, value: Any, *, sync: bool = True) -> Written:
+def write_json(path: Path, value: Any, *, indent: int | None = 1, sync: bool = True) -> Written:
     """Writes JSON; other arguments and errors as of :func:`write_file`."""
-    return write_file(path, [json.dumps(value, indent=1).encode(), b"\n"], sync=sync)
+    return write_file(path, [json.dumps(value, indent=indent).encode(), b"\n"], sync=sync)
 
 
 def read_json(path: Path) -> Any:
@@ -166,13 +173,15 @@ def sync_all(*paths: Path) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Writes a small file aside and puts it in the place of the one that is there.
+    """Writes a small file aside and puts it in the place of the one that is there. What was renamed in its folder
+    before is forced to the disk first.
 
     Raises:
         CheckpointError: it can't be written.
     """
     aside = path.with_name(f".{path.name}.partial")
-    write_file(aside, [text.encode()])
+    write_file(aside, [text.encode()], sync=False)
+    sync_all(aside, path.parent)
     try:
         os.rename(aside, path)
     except OSError as error:

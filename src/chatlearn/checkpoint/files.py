@@ -86,7 +86,8 @@ def take_snapshot(state: Any, names: Mapping[str, str] | None = None, copies: Bu
 
 
 def write_snapshot(snapshot: Snapshot, stem: Path, rank: int = 0) -> dict[str, Written]:
-    """Writes ``<stem>.json`` and, where there are tensors, ``<stem>.rank<rank>.safetensors``.
+    """Writes ``<stem>.json`` and, where there are tensors, ``<stem>.rank<rank>.safetensors``; forcing them to the disk
+    is left to the caller.
 
     Returns:
         The files by their names.
@@ -106,15 +107,16 @@ def write_snapshot(snapshot: Snapshot, stem: Path, rank: int = 0) -> dict[str, W
         }
         for name, tensor in snapshot.tensors.items()
     }
-    structure = stem.with_name(stem.name + ".json")
-    written[structure.name] = write_json(structure, {"tree": snapshot.tree, "tensors": table}, sync=False)
-    sync_all(*(stem.with_name(name) for name in written))
+    structure, content = stem.with_name(stem.name + ".json"), {"tree": snapshot.tree, "tensors": table}
+    written[structure.name] = write_json(structure, content, indent=None, sync=False)
     return written
 
 
 def save_state(state: Any, stem: Path) -> dict[str, Written]:
     """Writes a state that does not change meanwhile; see :func:`take_snapshot` and :func:`write_snapshot`."""
-    return write_snapshot(take_snapshot(state), stem)
+    written = write_snapshot(take_snapshot(state), stem)
+    sync_all(*(stem.with_name(name) for name in written))
+    return written
 
 
 def load_state(stem: Path) -> Any:

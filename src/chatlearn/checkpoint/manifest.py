@@ -18,7 +18,8 @@ def seal(folder: Path, known: Mapping[str, Written]) -> None:
 
     Args:
         folder: complete but for the list.
-        known: files that are on the disk already, by their paths in the folder; others are read.
+        known: files whose contents are known, by their paths in the folder; others are read. All but ``run.json`` are
+            on the disk already.
 
     Raises:
         CheckpointError: a file can't be read or written.
@@ -27,7 +28,7 @@ def seal(folder: Path, known: Mapping[str, Written]) -> None:
     content = {"format": FORMAT, "files": {name: _entry(file) for name, file in files.items()}}
     write_json(folder / NAME, content, sync=False)
     inner = sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True)
-    sync_all(folder / NAME, *inner, folder)
+    sync_all(*(path for path in (folder / "run.json", folder / NAME) if path.exists()), *inner, folder)
 
 
 def is_complete(folder: Path) -> bool:

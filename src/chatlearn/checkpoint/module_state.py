@@ -82,7 +82,7 @@ def save_module(
             written |= {path.relative_to(folder).as_posix(): sealed(path) for path in files}
         return written
 
-    module.__dict__[_WRITING] = Writing(write, f"checkpoint of {module.name}", asynchronous)
+    module.__dict__[_WRITING] = Writing(write, Path(folder), f"checkpoint of {module.name}", asynchronous)
     return snapshot is not None or wrote
 
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from chatlearn.checkpoint.disk import Written, read_json, remove, replace_text, sync_all, unwritable, write_json
+from chatlearn.checkpoint.disk import Written, read_json, remove, replace_text, unwritable, write_json
 from chatlearn.checkpoint.manifest import FORMAT, damage, is_complete, other_format, seal
 from chatlearn.errors import CheckpointError
 
@@ -154,8 +154,8 @@ class CheckpointStore:
         """
         name = _name(state.episode)
         final, replaced = self._folder / name, self._folder / f".{name}.replaced"
-        content = write_json(aside / "run.json", {"format": FORMAT, "state": asdict(state), **extra})
-        seal(aside, {**(known or {}), "run.json": content})
+        content = {"format": FORMAT, "state": asdict(state), **extra}
+        seal(aside, {**(known or {}), "run.json": write_json(aside / "run.json", content, sync=False)})
         try:
             if final.exists():
                 remove(replaced)
@@ -163,8 +163,7 @@ class CheckpointStore:
             os.rename(aside, final)
         except OSError as error:
             raise unwritable(final, error) from error
-        sync_all(self._folder)  # a pointer never names what is not there
-        self.point_to(name)
+        self.point_to(name)  # which forces the new name to the disk before the pointer
         remove(replaced)
         return final
 

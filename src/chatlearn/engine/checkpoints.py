@@ -205,15 +205,16 @@ class Checkpoints:
         saved: dict[str, bool] = {}
         asynchronous = self._config.runtime.async_save
         state = replace(state, generation_batches=dict(state.generation_batches))
-        unfinished = _Unfinished(self._store.begin(state.episode), state, {}, is_best)
+        aside = self._store.begin(state.episode)
+        unfinished = _Unfinished(aside, state, {}, is_best)
         try:
             for name in deployment.names:
                 deployment.occupy([name])
                 is_kept, is_synced = name in self._kept.trained, self._comes_by_sync(name, state.episode)
-                arguments = str(unfinished.aside), state.episode, is_kept, is_synced, asynchronous
+                arguments = str(aside), state.episode, is_kept, is_synced, asynchronous
                 unfinished.modules.append(name)
                 saved[name] = deployment.apply_first(name, save_module, *arguments)
-            unfinished.own = Writing(self._own(deployment, unfinished.aside), "checkpoint", asynchronous)
+            unfinished.own = Writing(self._own(deployment, aside), aside, "checkpoint", asynchronous)
             unfinished.extra = self._extra(deployment, saved)
         except BaseException:
             self._abandon(deployment, unfinished)
