@@ -53,8 +53,9 @@ wheel:
 chaos: $(READY)
 	@$(BIN)/python tests/chaos/faults.py
 	@$(BIN)/python tests/chaos/replicas.py
-	@$(BIN)/python tests/chaos/kills.py
-	@$(BIN)/python tests/chaos/kills.py --backend ray
+	@$(BIN)/python tests/chaos/kills.py --runs 200
+	@$(BIN)/python tests/chaos/kills.py --runs 40 --backend ray
+	@$(BIN)/python tests/chaos/disturbances.py
 	@$(BIN)/python tests/chaos/crash_points.py
 	@$(BIN)/python tests/chaos/damage.py
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,28 @@ def test_tensorboard_forgets_what_a_resume_replaces(first: int, tmp_path: Path) 
             sink.write(episode, {"x": value})
         sink.close()
     assert _scalars(tmp_path / "tensorboard", "x") == [(e, 1.0 if e < first else 2.0) for e in range(1, 5)]
+
+
+@pytest.mark.parametrize("clock", [(2e9, 2e9 + 60, 2e9 + 120), (2e9, 2e9, 2e9), (2e9, 1e9, 1.5e9)])
+def test_tensorboard_forgets_it_whatever_the_clock_says(
+    clock: tuple[float, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three parts of a run: a minute apart, within one second, and with a clock that goes back."""
+    for part, (start, now) in enumerate(zip((1, 3, 2), clock, strict=True)):
+        monkeypatch.setattr(time, "time", lambda now=now: now)
+        monkeypatch.setattr(os, "getpid", lambda part=part: 9_999 + part)  # names are compared letter by letter
+        sink = TensorBoardSink(_context(tmp_path, start))
+        for episode in range(start, 5):
+            sink.write(episode, {"x": part})
+        sink.close()
+    assert _scalars(tmp_path / "tensorboard", "x") == [(1, 0), (2, 2), (3, 2), (4, 2)]
+
+
+def test_what_tensorboard_was_given_is_in_the_file_at_once(tmp_path: Path) -> None:
+    sink = TensorBoardSink(_context(tmp_path))
+    sink.write(1, {"x": 1.0})
+    assert _scalars(tmp_path / "tensorboard", "x") == [(1, 1.0)]
+    sink.close()
 
 
 def test_the_default_sinks_of_a_run(tmp_path: Path) -> None:
