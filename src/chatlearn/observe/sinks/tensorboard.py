@@ -46,7 +46,7 @@ class TensorBoardSink:
         """Closes the event file."""
         self._file.close()
 
-    def _add(self, event: Event) -> None:
+    def _add(self, event: Any) -> None:
         self._records.write(event.SerializeToString())
 
 
