@@ -349,11 +349,15 @@ def resumed(case: Case, place: str, words: str) -> Told:
     problems = differences(case.record, record_of(settings.run))
     if found is None and case.variant.before:
         problems.append("it began anew though there was a checkpoint")
+    if "which is not there any more" in ended.output:
+        problems.append("the pointer named a checkpoint that is not there")
     return Told(words, found[1] if found else "the beginning", problems)
 
 
-def powerless(case: Case) -> list[Told]:
-    """Resumes a run from all that a failure of the power may leave of the checkpoint."""
+def powerless(case: Case, stride: int = 1) -> list[Told]:
+    """Resumes a run from all that a failure of the power may leave of the checkpoint, or from every ``stride``-th of
+    these states, the last one included.
+    """
     file = case.folder / "states"
     _make_anew(case.folder / "power", case.folder / "template")
     power = Power(case.settings("power").run / "checkpoints")
@@ -366,7 +370,7 @@ def powerless(case: Case) -> list[Told]:
     result = case.settings("power").run / "result.json"  # as it was before the run had finished
     result.write_text(json.dumps(json.loads(result.read_text()) | {"status": "running"}))
     told: list[Told] = []
-    for call, which, tree in pickle.loads(file.read_bytes()):
+    for call, which, tree in pickle.loads(file.read_bytes())[::-stride]:
         _make_anew(case.folder / "dark", case.folder / "power")
         make_tree(tree, case.settings("dark").run / "checkpoints")
         told.append(resumed(case, "dark", f"power fails after {call}, {which} on the disk"))

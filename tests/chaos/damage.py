@@ -25,7 +25,7 @@ from itertools import repeat
 from pathlib import Path
 
 from crash_points import CRASHED, SMALL, program
-from kill_children import Child, pool
+from kill_children import Child, Ended, pool
 from kill_program import Settings
 from kill_records import differences, record_of, tree_of
 
@@ -42,7 +42,8 @@ class Damage:
         do: gets the folder of the checkpoints and, for some, that of another run's.
         changed: what the program that resumes has changed, of :data:`kill_program.CHANGES`.
         foreign: what the program of the other run had changed.
-        newest: of the checkpoint that is offered.
+        offered: name of the checkpoint that the error offers; empty where the program is what has changed.
+        goes_on: nothing can be lost, so the run itself goes on from that checkpoint, and a note tells what is wrong.
     """
 
     words: str
@@ -50,6 +51,7 @@ class Damage:
     changed: tuple[str, ...] = ()
     foreign: tuple[str, ...] = ()
     offered: str = BEFORE
+    goes_on: bool = False
 
 
 def _cut(name: str, share: float = 0.5) -> Callable[[Path, Path], None]:
@@ -164,9 +166,18 @@ KINDS: dict[str, Damage] = {
     "a folder in the place of a file": Damage(
         rf"{NEWEST}/critic\.state\.rank0\.safetensors (is no file|can't be read)", _folder_for_a_file
     ),
-    "the folder is gone": Damage(rf"{NEWEST}", _delete("")),
+    "the folder is gone": Damage(
+        rf"checkpoints/latest names '{NEWEST}', which is not there any more; the newest that is left is {BEFORE}",
+        _delete(""),
+        goes_on=True,
+    ),
     "the folder is that of another episode": Damage(rf"{NEWEST} is the checkpoint of episode 2", _rename),
-    "the pointer is garbage": Damage(r"checkpoints/latest", _garbage, offered=NEWEST),
+    "the pointer is garbage": Damage(
+        rf"checkpoints/latest names .*, which is not there any more; the newest that is left is {NEWEST}",
+        _garbage,
+        offered=NEWEST,
+        goes_on=True,
+    ),
     "the two newest are damaged": Damage(
         rf"{NEWEST}/actor\.state\.rank0\.safetensors is damaged", _both, offered="episode-000001"
     ),
@@ -249,20 +260,33 @@ def damaged(kind: str, folder: Path, record: dict[str, object]) -> Told:
     damage.do(checkpoints, folder.joinpath(*damage.foreign[:1], "run", "checkpoints"))
     before = _tree(settings.run)
     ended = Child(settings, function=program).end()
+    if damage.goes_on:
+        found = re.search(r"^note: (.*/latest names.*)$", ended.output, re.MULTILINE)
+        told.error = found[1].replace(f"{checkpoints}/", "") if found else ""
+        told.problems += _said(damage, ended, 0, rf"Going on from .*{damage.offered}\.$")
+        return replace(told, problems=told.problems or differences(record, record_of(settings.run)))
     told.error = _error(ended.output).replace(f"{checkpoints}/", "").replace("\n", "<br>")
-    if ended.code != 1 or not told.error:
-        told.problems.append(f"it ended with {ended.code}: {' '.join(ended.output.split()[-30:])}")
-    if not re.search(damage.words, _error(ended.output)):
-        told.problems.append(f"it did not say {damage.words!r}")
+    offer = rf"runtime\.resume=(\S*{damage.offered})$" if damage.offered else r"\Z"
+    told.problems += _said(damage, ended, 1, offer)
     after = _tree(settings.run)
     if changed := sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name)):
         told.problems.append(f"it has changed {', '.join(changed)}")
-    offer = re.search(r"runtime\.resume=(\S*episode-\d+)$", _error(ended.output), re.MULTILINE)
-    if (Path(offer[1]).name if offer else "") != damage.offered:
-        told.problems.append(f"it offered {offer[1] if offer else 'nothing'} instead of {damage.offered or 'nothing'}")
     if not told.problems:
-        told.problems += _goes_on(replace(settings, changed=(), resume=offer[1] if offer else "auto"), record)
+        found = re.search(offer, ended.output, re.MULTILINE)
+        resume = found[1] if damage.offered and found else "auto"
+        told.problems += _goes_on(replace(settings, changed=(), resume=resume), record)
     return told
+
+
+def _said(damage: Damage, ended: Ended, code: int, way_on: str) -> list[str]:
+    """What a start should have said and has not."""
+    text = ended.output if damage.goes_on else _error(ended.output)
+    problems = [] if ended.code == code else [f"it ended with {ended.code}: {' '.join(ended.output.split()[-30:])}"]
+    missing = [words for words in (damage.words, way_on) if not re.search(words, text, re.MULTILINE)]
+    problems += [f"it did not say {words!r}" for words in missing]
+    if not damage.offered and "runtime.resume=/" in text:
+        problems.append("it offered a checkpoint that does not work either")
+    return problems
 
 
 def _tree(run: Path) -> dict[str, str]:

@@ -11,6 +11,7 @@ should.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import random
 import re
@@ -85,28 +86,39 @@ def sigterm_storm(run: Disturbed, generator: random.Random, alone: Alone) -> Non
 
 def killed_while_writing(run: Disturbed, generator: random.Random, alone: Alone) -> None:
     """Three kills, each while a checkpoint is being written or put in its place."""
+    checkpoints = run.settings.run / "checkpoints"
     for _ in range(3):
+        before = _being_written(checkpoints)
         child = Child(run.settings)
-        number, seconds = generator.randint(1, 3), generator.uniform(0, 0.03)
-        child.wait_until(partial(_has_begun, run.settings.run / "checkpoints", set[str](), number))
-        time.sleep(seconds)
+        child.wait_until(partial(_has_begun, checkpoints, before, set[str](), generator.randint(1, 3)))
+        time.sleep(generator.uniform(0, 0.03))
         child.send(signal.SIGKILL)
         run.expect(child.end(), (KILLED, 0))
 
 
-def _has_begun(checkpoints: Path, seen: set[str], number: int) -> bool:
-    """Whether so many checkpoints were begun since this was called first."""
-    seen.update(path.name for path in checkpoints.glob(".episode-*.partial"))
+def _being_written(checkpoints: Path) -> set[str]:
+    """Names and inodes of the folders of checkpoints that are not complete."""
+    folders: set[str] = set()
+    for path in checkpoints.glob(".episode-*.partial"):
+        with contextlib.suppress(FileNotFoundError):
+            folders.add(f"{path.name} {path.stat().st_ino}")
+    return folders
+
+
+def _has_begun(checkpoints: Path, before: set[str], seen: set[str], number: int) -> bool:
+    """Whether so many checkpoints were begun that were not there before."""
+    seen |= _being_written(checkpoints) - before
     return len(seen) >= number
 
 
 def jumping_clock(run: Disturbed, generator: random.Random, alone: Alone) -> None:
-    """The wall clock jumps by hours at each look, before and after a kill."""
-    run.settings = replace(run.settings, faults={"clock": generator.randrange(1000)})
+    """The wall clock jumps by hours at each look, in all three starts; two kills."""
     for _ in range(2):
+        run.settings = replace(run.settings, faults={"clock": generator.randrange(1000)})
         child = Child(run.settings)
-        child.kill_after(generator.uniform(0, alone.seconds))
+        child.kill_after(generator.uniform(0.3, 0.9) * alone.seconds)
         run.expect(child.end(), (KILLED, 0))
+    run.settings = replace(run.settings, faults={"clock": generator.randrange(1000)})
 
 
 def slow_disk(run: Disturbed, generator: random.Random, alone: Alone) -> None:

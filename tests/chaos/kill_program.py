@@ -109,7 +109,9 @@ def make_engine(settings: Settings) -> Engine:
     if HAS_ASYNC_SAVE:
         runtime["async_save"] = settings.async_save
     marks = {"marks": str(settings.places.parent)} if settings.backend == "ray" else {}
-    models = {name: {"args": dict(marks)} for name in ("policy", "judge", "actor", "critic", "echo")}
+    models = {name: {"args": dict(marks)} for name in ("policy", "judge", "actor", "critic")}
+    if "module" in settings.changed:
+        models["echo"] = {}
     if "width" in settings.changed:
         models["critic"]["args"]["width"] = 16
     environment = {"backend": settings.backend, "address": settings.address}

@@ -19,7 +19,7 @@ from disk_calls import Call
 from disk_model import Disk
 from kill_children import pool
 
-STRIDE = 53
+STRIDE = 89
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +49,8 @@ def test_the_old_or_the_new_checkpoint_loads_exactly_wherever_it_is_interrupted(
 ) -> None:
     case = processes.submit(crash_points.prepared, variant, async_save, tmp_path).result()
     renames = [number for number, call in enumerate(case.calls) if call.function == "rename"]
-    ends = range(len(case.calls))[-3:]
-    points = sorted({*case.points[::STRIDE], *((number, False) for number in (*renames, *ends))})
+    around = {number + step for number in renames for step in (0, 1)} | {len(case.calls) - 1}
+    points = sorted({*case.points[::STRIDE], *((number, False) for number in around if number < len(case.calls))})
     told = list(processes.map(crash_points.crashed, repeat(case), points))
     assert [each for each in told if each.problems] == []
     assert {each.origin for each in told} - {"was not reached"} == ORIGINS[variant]
@@ -60,7 +60,7 @@ def test_the_old_or_the_new_checkpoint_loads_exactly_whenever_the_power_fails(
     processes: ProcessPoolExecutor, tmp_path: Path
 ) -> None:
     case = processes.submit(crash_points.prepared, "pruning", False, tmp_path).result()
-    told = processes.submit(crash_points.powerless, case).result()
+    told = processes.submit(crash_points.powerless, case, 3).result()
     assert [each for each in told if each.problems] == []
     assert {each.origin for each in told} == ORIGINS["pruning"]
 
@@ -74,12 +74,23 @@ def test_what_was_not_forced_to_the_disk_is_lost_with_the_power(tmp_path: Path) 
 
     disk.handle(Call("write", "a", lambda: write("a", b"new")))
     disk.handle(Call("rename", "a", lambda: os.rename(tmp_path / "a", tmp_path / "old"), "old"))
-    forced, all_names = {which: tree for _, which, tree in disk.states}.values()
-    assert forced == {"old": b"old"}
-    assert all_names == {"old": b""}
+    trees = [tree for _, _, tree in disk.states]
+    assert trees == [{"old": b"old"}, {"a": b"", "old": b"old"}, {"old": b""}]
     disk.handle(Call("fsync", "old", lambda: None))
+    assert [tree for _, _, tree in disk.states[3:]] == [{"old": b"new"}, {"a": b"new", "old": b"old"}]
     disk.handle(Call("fsync", ".", lambda: None))
-    assert disk.states[-1][2] == {"old": b"new"}
+    disk.handle(Call("unlink", "old", lambda: (tmp_path / "old").unlink()))
+    assert [tree for _, _, tree in disk.states[5:]] == [{}]
+
+
+def test_any_one_change_of_names_may_get_to_the_disk_alone(tmp_path: Path) -> None:
+    (tmp_path / "latest").write_bytes(b"1")
+    disk = Disk(tmp_path)
+    disk.handle(Call("mkdir", "2", lambda: (tmp_path / "2").mkdir()))
+    disk.handle(Call("open", "aside", lambda: (tmp_path / "aside").write_bytes(b"2"), creates=True))
+    disk.handle(Call("fsync", "aside", lambda: None))
+    disk.handle(Call("rename", "aside", lambda: os.rename(tmp_path / "aside", tmp_path / "latest"), "latest"))
+    assert {"latest": b"2"} in [tree for _, _, tree in disk.states]  # it names what is not there
 
 
 def test_a_write_that_goes_past_the_patched_functions_is_noticed(tmp_path: Path) -> None:
