@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 import chatlearn
+from chatlearn.rewards.confined import EVALUATING
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SOURCE = ROOT / "src" / "chatlearn"
@@ -78,7 +79,7 @@ def test_the_page_of_benchmarks_has_every_program_and_every_result() -> None:
     assert [name for name in results if f"(../benchmarks/results/{name})" not in page] == []
 
 
-def test_the_rewards_that_evaluate_answers_are_those_that_security_names() -> None:
+def test_the_rewards_that_evaluate_answers_are_those_that_are_confined_and_that_the_pages_name() -> None:
     """By the source of reasoning-gym's scorers. Not covered: helpers that a scorer calls, and other libraries."""
     import importlib.util
 
@@ -91,7 +92,10 @@ def test_the_rewards_that_evaluate_answers_are_those_that_security_names() -> No
         scorer = text.partition("def score_answer(")[2].split("\n    def ", 1)[0]
         if re.search(r"(?<![\w.])(eval|exec)\((?!entry)|(?<!\w)(?:sympy\.|sp\.)?(parse_expr|sympify)\(", scorer):
             evaluating.add(file.stem)
-    section = (ROOT / "SECURITY.md").read_text(encoding="utf-8").split("**`reasoning_gym`**", 1)[1].split("\n- ", 1)[0]
-    named = set(re.findall(r"`(\w+)`", section)) - {"eval"}
     assert evaluating
-    assert named == evaluating
+    assert evaluating == EVALUATING
+    section = (ROOT / "SECURITY.md").read_text(encoding="utf-8").split("**`reasoning_gym`**", 1)[1].split("\n- ", 1)[0]
+    assert set(re.findall(r"`(\w+)`", section)) - {"eval"} == evaluating
+    page = (ROOT / "docs" / "rewards.md").read_text(encoding="utf-8")
+    paragraph = page.split("data sets evaluate the answer as a Python expression", 1)[1].split("\n\n", 1)[0]
+    assert set(re.findall(r"`(\w+)`", paragraph)) == evaluating

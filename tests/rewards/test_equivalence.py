@@ -11,8 +11,9 @@ import threading
 import pytest
 
 from chatlearn.errors import ConfigError, DataError
-from chatlearn.rewards import equivalence
+from chatlearn.rewards import helper
 from chatlearn.rewards.equivalence import MAX_ANSWER_CHARACTERS, Verifier
+from chatlearn.rewards.helper import Helper, HelperEndedError
 
 
 @pytest.fixture(scope="module")
@@ -29,14 +30,18 @@ def test_a_comparison_that_would_run_for_ever_ends_and_the_next_one_is_answered(
 def test_an_answer_that_ran_over_the_limit_is_not_asked_about_again(monkeypatch):
     verifier = Verifier(timeout_seconds=1.0)
     assert not verifier.equal("5", "10000000000!")
-    monkeypatch.setattr(equivalence._Helper, "ask", lambda self, texts: pytest.fail("asked again"))
+    monkeypatch.setattr(Helper, "ask", lambda self, texts: pytest.fail("asked again"))
     assert not verifier.equal("6", "10000000000!")
     assert not verifier.equal("x", "10000000000!")
 
 
 def test_no_more_endless_answers_are_remembered_than_there_is_room_for(monkeypatch):
-    monkeypatch.setattr(equivalence, "_MAX_ENDLESS", 2)
-    monkeypatch.setattr(equivalence._Helper, "ask", lambda self, texts: None)
+    monkeypatch.setattr(helper, "_MAX_ENDLESS", 2)
+
+    def ends(self, texts):
+        raise HelperEndedError(was_killed=False)
+
+    monkeypatch.setattr(Helper, "ask", ends)
     verifier = Verifier()
     for number in range(5):
         assert not verifier.equal("1", str(number))
@@ -53,8 +58,8 @@ def test_letters_at_the_end_are_read_as_letters_and_as_units(verifier, gold, ans
 
 def test_a_helper_that_dies_costs_one_verdict_and_is_replaced(verifier):
     assert verifier.equal("y + 1", "1 + y")
-    verifier._helper._process.kill()
-    verifier._helper._process.wait()
+    verifier._helper._child.process.kill()
+    verifier._helper._child.process.wait()
     assert not verifier.equal("z + 1", "1 + z")
     assert verifier.equal("1 + z + 0", "1 + z"), "the answer was not to blame"
     assert verifier.equal("a + 1", "1 + a")
@@ -62,12 +67,12 @@ def test_a_helper_that_dies_costs_one_verdict_and_is_replaced(verifier):
 
 def test_a_pair_is_decided_once(verifier, monkeypatch):
     assert verifier.equal("b + 1", "1 + b")
-    monkeypatch.setattr(equivalence._Helper, "ask", lambda self, texts: pytest.fail("asked again"))
+    monkeypatch.setattr(Helper, "ask", lambda self, texts: pytest.fail("asked again"))
     assert verifier.equal("b + 1", "1 + b")
 
 
 def test_very_long_answers_are_equal_to_nothing_and_not_looked_at(verifier, monkeypatch):
-    monkeypatch.setattr(equivalence._Helper, "ask", lambda self, texts: pytest.fail("asked"))
+    monkeypatch.setattr(Helper, "ask", lambda self, texts: pytest.fail("asked"))
     long = "1" * (MAX_ANSWER_CHARACTERS + 1)
     assert not verifier.equal("1", long)
     assert not verifier.is_expression(long)
@@ -93,7 +98,7 @@ def test_it_works_from_threads_and_leaves_the_programs_alarm_alone(verifier):
 def test_the_process_ends_with_its_owner():
     verifier = Verifier()
     assert verifier.is_expression(r"\frac{1}{2}")
-    process = verifier._helper._process
+    process = verifier._helper._child.process
     del verifier
     assert process.wait(timeout=30) is not None
 
@@ -101,7 +106,7 @@ def test_the_process_ends_with_its_owner():
 def test_the_process_ends_with_the_program():
     code = (
         "from chatlearn.rewards.equivalence import Verifier; v = Verifier(); "
-        "assert v.equal('c + 1', '1 + c'); print(v._helper._process.pid)"
+        "assert v.equal('c + 1', '1 + c'); print(v._helper._child.process.pid)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     with pytest.raises(ProcessLookupError):

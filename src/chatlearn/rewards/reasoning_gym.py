@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import bdb
+import dataclasses
 import difflib
 from collections.abc import Sequence
 from typing import Any
 
 from chatlearn.errors import DataError
 from chatlearn.rewards.columns import ended
+from chatlearn.rewards.confined import EVALUATING, ConfinedScorer, NoScoreError
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # reasoning-gym leaves some types open.
@@ -26,6 +28,10 @@ class ReasoningGymReward:
 
     Some of the library's scorers raise for an answer that has not the form they expect (text where they want numbers).
     Such an answer gets 0. What they raise for the item's own answer too is no answer's fault, and is raised.
+
+    Some evaluate the answer as Python (:data:`chatlearn.rewards.confined.EVALUATING`). These run in a process of their
+    own that can do nothing else, and an answer that tries, or needs more time or memory than it may, gets 0. Its item's
+    own answer must not: that is a :class:`DataError`.
 
     Args:
         dataset: name of the data set in reasoning-gym, such as ``"spell_backward"``.
@@ -81,7 +87,13 @@ class ReasoningGymReward:
     def _check_item(self, item: dict[str, Any]) -> None:
         """Raises what the scorer raises for the right answer: then the item is to blame, or the library."""
         answer = item.get("answer")
-        self._scorer.score_answer(answer if isinstance(answer, str) else "", item)
+        try:
+            self._scorer.score_answer(answer if isinstance(answer, str) else "", item)
+        except NoScoreError as error:
+            raise DataError(
+                f"{error} That is the item's own answer, so no answer can be scored: leave the item out of the data, "
+                "or look at how it was made."
+            ) from error
 
     def __getstate__(self) -> dict[str, Any]:
         return {"dataset": self.dataset, "binary": self.binary, "config": self.config}
@@ -111,9 +123,19 @@ def _create(dataset: str, config: dict[str, Any]) -> Any:
         hint = f"Did you mean {near[0]!r}?" if near else "reasoning_gym.factory.DATASETS lists them."
         raise DataError(f"reasoning-gym has no data set {dataset!r}. {hint}")
     try:
-        return reasoning_gym.create_dataset(dataset, **config)
+        made = reasoning_gym.create_dataset(dataset, **config)
     except (TypeError, AssertionError) as error:
         fields = ", ".join(DATASETS[dataset][1].__dataclass_fields__)
         raise DataError(
             f"reasoning-gym refuses the config {config} of data set {dataset!r}: {error}. Its fields: {fields}."
         ) from error
+    return _confined(dataset, made)
+
+
+def _confined(name: str, dataset: Any) -> Any:
+    """The data set, or what scores its answers in a process apart; a composite one is looked through."""
+    if name in EVALUATING:
+        return ConfinedScorer(name, dataclasses.asdict(dataset.config))
+    if name == "composite":
+        dataset.datasets = {part: _confined(part, each) for part, each in dataset.datasets.items()}
+    return dataset
