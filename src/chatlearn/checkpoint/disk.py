@@ -134,8 +134,8 @@ def unreadable(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(f"{path} can't be read: {error}. Resume from an earlier checkpoint of the run.")
 
 
-def sealed(path: Path) -> Written:
-    """What is in a file that somebody else has written, which is forced to the disk.
+def sealed(path: Path, *, sync: bool = True) -> Written:
+    """What is in a file that somebody else has written, which is forced to the disk (``sync``).
 
     Raises:
         CheckpointError: it can't be read.
@@ -144,7 +144,8 @@ def sealed(path: Path) -> Written:
     try:
         file = os.open(path, os.O_RDONLY)
         try:
-            os.fsync(file)
+            if sync:
+                _force(file)
             while piece := os.read(file, _PIECE):
                 hasher.update(piece)
                 total += len(piece)
@@ -165,11 +166,20 @@ def sync_all(*paths: Path) -> None:
         try:
             file = os.open(path, os.O_RDONLY)
             try:
-                os.fsync(file)
+                _force(file)
             finally:
                 os.close(file)
         except OSError as error:
             raise unwritable(path, error) from error
+
+
+def _force(file: int) -> None:
+    """fsync; some file systems know none of folders, or of files that were opened for reading."""
+    try:
+        os.fsync(file)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EROFS, errno.ENOSYS):
+            raise
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -106,7 +106,7 @@ def check_same_identity(
     changes = [
         Change(key, before.get(key), now.get(key))
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and key.rsplit(".", 1)[-1] not in MAY_CHANGE
+        if before.get(key) != now.get(key) and not may_change(key)
     ]
     refused = [change for change in changes if not any(_is_below(change.key, key) for key in allowed)]
     if refused:
@@ -117,6 +117,17 @@ def check_same_identity(
             f"Put them back, start a new run with runtime.resume=never, or go on with other numbers by {words}"
         )
     return changes
+
+
+def may_change(key: str) -> bool:
+    """Whether a resumed run may have another value of a key. What a user has named is never among them."""
+    section, *rest = key.split(".")
+    return (
+        rest[-1:] != []
+        and rest[-1] in MAY_CHANGE
+        and section not in ("classes", "datasets")
+        and "args" not in rest[:-1]
+    )
 
 
 def _is_below(key: str, allowed: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from chatlearn.checkpoint.disk import Written, read_json, sealed, sync_all, write_json
@@ -46,6 +46,10 @@ def read_manifest(folder: Path) -> dict[str, Written]:
     try:
         found = content["format"]
         if found == FORMAT:
+            if outside := [
+                name for name in content["files"] if PurePath(name).is_absolute() or ".." in PurePath(name).parts
+            ]:
+                raise CheckpointError(f"{folder / NAME} is damaged: it names {outside[0]}, which is outside.")
             return {name: Written(int(e["bytes"]), str(e["xxh3"])) for name, e in content["files"].items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{folder / NAME} is damaged: it is no list of files ({error!r}).") from error
@@ -102,7 +106,7 @@ def _difference(path: Path, listed: Written, deep: bool) -> str:
         return f"{path} is cut off or overwritten: it has {size:,} bytes instead of {listed.nbytes:,}."
     if deep or path.suffix == ".json":
         try:
-            found = sealed(path)
+            found = sealed(path, sync=False)
         except CheckpointError as error:
             return str(error)
         if found.digest != listed.digest:
@@ -118,8 +122,3 @@ def _names(folder: Path) -> Iterator[str]:
 
 def _entry(file: Written) -> dict[str, Any]:
     return {"bytes": file.nbytes, "xxh3": file.digest}
-
-
-def total_bytes(folder: Path) -> int:
-    """Bytes of all files of a checkpoint, as it was written."""
-    return sum(file.nbytes for file in read_manifest(folder).values())

@@ -92,14 +92,21 @@ def has_saved(module: Any) -> bool:
     return writing is None or writing.has_ended
 
 
-def finish_saving(module: Any) -> dict[str, Written]:
-    """Waits for what :func:`save_module` has begun; returns the files by their paths in the checkpoint.
+def finish_saving(module: Any) -> dict[str, Written] | None:
+    """Waits for what :func:`save_module` has begun; returns the files by their paths in the checkpoint. ``None``: this
+    process has begun nothing, since it has taken the place of another one.
 
     Raises:
         CheckpointError: one can't be written.
     """
-    writing: Writing | None = module.__dict__.pop(_WRITING, None)
-    return {} if writing is None else writing.result()
+    writing: Writing | None = module.__dict__.get(_WRITING)
+    if writing is None:
+        return None
+    try:
+        return writing.result()
+    finally:
+        if writing.has_ended:  # else somebody has interrupted the wait, and waits again
+            del module.__dict__[_WRITING]
 
 
 def load_module(module: Any, folder: str, iteration: int) -> None:

@@ -196,9 +196,7 @@ def _runs(parent: Path, name: str) -> list[Path]:
 
 def _given(path: Path, runtime: RuntimeConfig) -> RunFolder:
     if (path / "run.json").is_file():
-        return _behind(path, asked=True) or RunFolder(
-            path.parent.parent, path.parent, path, note=f"Going on from {path}."
-        )
+        return _behind(path, asked=True) or _new(Path(runtime.output_dir).absolute(), runtime, path)
     if not (path / "config.yaml").is_file():
         raise CheckpointError(
             f"runtime.resume: {path} is neither a run folder nor a checkpoint. Give the folder of a run (it holds "
@@ -242,4 +240,7 @@ def _checkpoints(path: Path, runtime: RuntimeConfig) -> Path:
 
 def _is_finished(path: Path) -> bool:
     result = path / "result.json"
-    return result.is_file() and json.loads(result.read_text(encoding="utf-8")).get("status") == "finished"
+    try:
+        return result.is_file() and json.loads(result.read_text(encoding="utf-8")).get("status") == "finished"
+    except ValueError:  # torn by a failure of the power
+        return False

@@ -150,7 +150,7 @@ class CheckpointStore:
             known: files that are on the disk already, by their paths in the folder.
 
         Raises:
-            CheckpointError: it can't be written; then nothing has changed.
+            CheckpointError: it can't be written; the checkpoint of that episode, if there was one, still counts.
         """
         name = _name(state.episode)
         final, replaced = self._folder / name, self._folder / f".{name}.replaced"
@@ -184,7 +184,8 @@ class CheckpointStore:
             else:
                 remove(final)
                 os.rename(replaced, final)
-        for leftover in [*self._folder.glob(".*.partial"), *self._folder.glob(".episode-*.removed")]:
+        patterns = (".episode-*.partial", ".episode-*.removed", ".latest.partial", ".best.partial")
+        for leftover in [path for pattern in patterns for path in self._folder.glob(pattern)]:
             remove(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
 
     def remove(self, checkpoint: Path) -> None:
@@ -229,7 +230,7 @@ class CheckpointStore:
 
 def run_of(checkpoint: Path) -> Path | None:
     """The folder of the run that wrote a checkpoint, as far as it is known: the run may have been moved since."""
-    if checkpoint.parent.name == "checkpoints":
+    if checkpoint.parent.name == "checkpoints" and (checkpoint.parent.parent / "config.yaml").is_file():
         return checkpoint.parent.parent
     written_by = read_json(checkpoint / "run.json").get("run")
     return None if written_by is None else Path(written_by)
@@ -249,6 +250,11 @@ def read_run_state(checkpoint: Path) -> tuple[RunState, dict[str, Any]]:
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{checkpoint / 'run.json'} is damaged: {error!r}.") from error
     raise other_format(checkpoint, found)
+
+
+def has_name(checkpoint: Path, episode: int) -> bool:
+    """Whether a folder is called as the checkpoint after so many episodes is."""
+    return _shown(checkpoint) == _name(episode)
 
 
 def episode_of(checkpoint: Path) -> int:

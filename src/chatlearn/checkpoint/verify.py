@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from chatlearn.checkpoint.manifest import damage
-from chatlearn.checkpoint.store import episode_of, read_run_state
+from chatlearn.checkpoint.store import has_name, read_run_state
 from chatlearn.errors import CheckpointError
 
 
@@ -25,6 +25,6 @@ def verify(checkpoint: Path, *, deep: bool = True) -> list[str]:
         state, _ = read_run_state(checkpoint)
     except CheckpointError as error:
         return [str(error)]
-    if state.episode != episode_of(checkpoint):
+    if not has_name(checkpoint, state.episode):
         return [f"{checkpoint} is the checkpoint of episode {state.episode}; its folder was renamed."]
     return []

@@ -164,6 +164,8 @@ class Checkpoints:
         state, content = read_run_state(checkpoint)
         for name, module in content["modules"].items():
             if module["saved"]:
+                if not any((checkpoint / f"{name}.{part}").exists() for part in ("state.json", "files")):
+                    raise CheckpointError(f"{checkpoint / name}.state.json is missing.")
                 deployment.occupy([name])
                 deployment.apply(name, load_module, str(checkpoint), state.episode, lasts=True)
         if problems := [line for part in ("shared.", "replay.") for line in damage(checkpoint, part)]:
@@ -236,7 +238,16 @@ class Checkpoints:
         try:
             known: Files = {} if unfinished.own is None else unfinished.own.result()
             for name in unfinished.modules:
-                known |= deployment.control_first(name, finish_saving)
+                files = deployment.control_first(name, finish_saving)
+                if files is None:
+                    print(
+                        f"note: the checkpoint of episode {unfinished.state.episode} is left out: the process of "
+                        f"{name} was replaced while it was being written.",
+                        flush=True,
+                    )
+                    self._abandon(deployment, unfinished)
+                    return
+                known |= files
             self._store.commit(unfinished.aside, unfinished.state, unfinished.extra, known)
         except BaseException:
             self._abandon(deployment, unfinished)

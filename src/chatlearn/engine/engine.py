@@ -193,6 +193,7 @@ class Engine(Wiring):
         if self._run is None or self._deployment is None:
             raise EngineError("There is nothing to save yet: call save_checkpoint() in a callback, or after learn().")
         self._run.save(self._deployment)
+        self._run.checkpoints.commit(self._deployment)
 
     def logging_summary(self) -> str:
         """Prints metrics and times of the last complete episode as a table, and returns the text.
@@ -314,7 +315,8 @@ class Engine(Wiring):
             run.checkpoints.commit(self._deployed, wait=False)
         self._save_asked, self._now = False, None
         self._stop_reason = self._stop_reason or run.best.reason_to_stop
-        self._termination.end_if_asked()
+        if is_asked:  # else SIGTERM came just now, and ends the run after the next episode, saved
+            self._termination.end_if_asked()
 
     def _evaluate_before(self, run: Run) -> Evaluation | None:
         if not run.config.runtime.enable_eval_before_training or run.state.episode or self.evaluator is None:
@@ -432,12 +434,14 @@ class Engine(Wiring):
                 close_after(interrupt, self._end_saving, partial(run.end, "interrupted"), self._end_deployment)
                 raise interrupt from None
             except BaseException as error:
-                goes_on = has_begun and restarts.follows(error)
+                goes_on = has_begun and not self._termination.is_asked_for and restarts.follows(error)
                 end = partial(run.close if goes_on else run.end, "failed")
                 ends_saving = [] if isinstance(error, WorkerError) else [self._end_saving]
                 close_after(error, *ends_saving, end, self._end_deployment)
                 if not goes_on:
                     raise
+            else:
+                self._termination.end_if_asked()  # it came while the finished run was closed
 
     def _end_saving(self) -> None:
         """Ends the checkpoint that is being written, if there is one."""

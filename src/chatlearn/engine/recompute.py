@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chatlearn.checkpoint.identity import MAY_CHANGE
+from chatlearn.checkpoint.identity import may_change
 from chatlearn.checkpoint.run_folder import RunFolder, claim_run_folder
 from chatlearn.config.schema import Config
 from chatlearn.data.stream import Experience, StreamDataset
@@ -41,7 +41,7 @@ QUIET = (
 )
 """Settings that a recomputation puts over those of the program: all samples are kept, and nothing else."""
 
-_MAY_DIFFER = MAY_CHANGE - {"exp_name", "num_episode"}  # which tell one run from another, and schedules
+_TELLING = {"runtime.exp_name", "runtime.num_episode"}  # which tell one run from another, and schedules
 
 
 class Reached(SystemExit):
@@ -123,7 +123,7 @@ class Recomputation:
     def _check_settings(self, config: Config) -> None:
         before, now = (_flat(each.model_dump(mode="json")) for each in (self.config, config))
         changed = [key for key in dict.fromkeys([*before, *now]) if before.get(key) != now.get(key)]
-        if refused := [key for key in changed if key.rsplit(".", 1)[-1] not in _MAY_DIFFER]:
+        if refused := [key for key in changed if key in _TELLING or not may_change(key)]:
             lines = "\n  ".join(f"{key} is {now.get(key)!r} instead of {before.get(key)!r}" for key in refused)
             raise CheckpointError(
                 f"The program does not give the settings that {self.run / 'config.yaml'} holds:\n  {lines}\nOne of the "
