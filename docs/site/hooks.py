@@ -60,7 +60,7 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
     source = source_of(page.file.src_uri)
     if source.is_file() and source.suffix != ".md":
         return markdown  # a program, shown as it is
-    return with_links(with_titles(markdown), page.file.src_uri, source)
+    return with_titles(with_links(markdown, page.file.src_uri, source))
 
 
 def slug(title: str, separator: str = "-") -> str:
