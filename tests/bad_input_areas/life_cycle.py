@@ -251,7 +251,8 @@ def resume_from_nowhere() -> None:
     CheckpointError,
     says="runtime.seed was 0 and is 1",
     at="runs/toy/checkpoints/episode-000002 was written under other settings",
-    fix="Put them back, or start a new run with runtime.resume=never",
+    fix="Put them back, start a new run with runtime.resume=never, or go on with other numbers by --allow-change "
+    "runtime.seed",
 )
 def resume_under_other_settings() -> None:
     """A run is to go on under other settings."""
@@ -273,9 +274,9 @@ def resume_with_another_model() -> None:
 
 @cause(
     CheckpointError,
-    says="run.json can't be read",
+    says="run.json is cut off or overwritten",
     at="runs/toy/checkpoints/episode-000002/run.json",
-    fix="Resume from an earlier checkpoint of the run",
+    fix="The newest checkpoint that works: runtime.resume=",
 )
 def damaged_checkpoint() -> None:
     """A file of a checkpoint is damaged."""
@@ -286,14 +287,14 @@ def damaged_checkpoint() -> None:
 
 @cause(
     CheckpointError,
-    says="has format 99; this version reads format 1",
+    says="has format 99, of a newer or foreign version; this version reads format 2",
     at="runs/toy/checkpoints/episode-000002",
     fix="Resume with the version of chatlearn that wrote it, or start a new run",
 )
 def newer_checkpoint() -> None:
     """A checkpoint was written by a newer version."""
     run(Linear("learner"))
-    (LAST / "run.json").write_text('{"format": 99}')
+    (LAST / "manifest.json").write_text('{"format": 99}')
     run(Linear("learner"), resume=str(LAST), num_episode=3)
 
 

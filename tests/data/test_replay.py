@@ -228,7 +228,7 @@ def test_a_buffer_comes_back_from_a_file_bit_for_bit(tmp_path):
             assert same(loaded_batch, batch)
             assert loaded_ids == found
     assert not list(tmp_path.glob("*.pkl"))
-    assert json.loads((tmp_path / "replay.json").read_text())["episodes"][0]["episode"] == 0
+    assert json.loads((tmp_path / "replay.json").read_text())["tree"]["episodes"][0]["episode"] == 0
 
 
 @given(batch=any_batch())

@@ -45,7 +45,7 @@ def test_a_missing_extra_says_what_it_would_bring(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_extras_are_those_of_the_project() -> None:
-    extras = {name: names for name, names in PROJECT["optional-dependencies"].items() if name != "dev"}
+    extras = {name: names for name, names in PROJECT["optional-dependencies"].items() if name not in ("dev", "docs")}
     assert set(EXTRAS) == set(extras)
     for extra, (distributions, _) in EXTRAS.items():
         required = {re.split(r"[\[>=<]", text)[0] for text in extras[extra]} - {"chatlearn"}

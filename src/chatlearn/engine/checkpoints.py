@@ -57,6 +57,7 @@ class _Unfinished:
     extra: dict[str, Any]
     is_best: bool
     modules: list[str] = field(default_factory=list[str])
+    saved: list[str] = field(default_factory=list[str])
     own: Writing | None = None
 
 
@@ -218,6 +219,7 @@ class Checkpoints:
                 saved[name] = deployment.apply_first(name, save_module, *arguments)
             unfinished.own = Writing(self._own(deployment, aside), aside, "checkpoint", asynchronous)
             unfinished.extra = self._extra(deployment, saved)
+            unfinished.saved = [name for name in saved if saved[name]]
         except BaseException:
             self._abandon(deployment, unfinished)
             raise
@@ -237,8 +239,8 @@ class Checkpoints:
         self._unfinished = None
         try:
             known: Files = {} if unfinished.own is None else unfinished.own.result()
-            for name in unfinished.modules:
-                files = deployment.control_first(name, finish_saving)
+            for name in unfinished.saved:
+                files = deployment.apply_first(name, finish_saving)
                 if files is None:
                     print(
                         f"note: the checkpoint of episode {unfinished.state.episode} is left out: the process of "
@@ -259,7 +261,7 @@ class Checkpoints:
     def _is_written(self, deployment: Deployment, unfinished: _Unfinished) -> bool:
         if unfinished.own is not None and not unfinished.own.has_ended:
             return False
-        return all(deployment.control_first(name, has_saved) for name in unfinished.modules)
+        return all(deployment.apply_first(name, has_saved) for name in unfinished.saved)
 
     def _abandon(self, deployment: Deployment, unfinished: _Unfinished) -> None:
         """Removes what was written of a checkpoint, once nobody writes to it any more."""
